@@ -1,0 +1,68 @@
+"""Per-example reductions, broadcasting over an example's axes, and randomness one example at a time."""
+
+import jax
+import jax.numpy as jnp
+
+from genjax.typing import Array, Key
+
+
+def expand(values: Array, like: Array) -> Array:
+    """`values [B]` or `[]` reshaped to broadcast over `like [B, ...]`: `[B, 1, ..., 1]` or `[]`."""
+    values = jnp.asarray(values)
+    if values.ndim == 0:
+        return values
+    return values.reshape(values.shape + (1,) * (like.ndim - values.ndim))
+
+
+def sum_events(values: Array) -> Array:
+    """Sum of `values [B, ...]` over all but the first axis: `[B]`, at least float32."""
+    return jnp.sum(values, axis=tuple(range(1, values.ndim)), dtype=_reduction_dtype(values))
+
+
+def mean_events(values: Array) -> Array:
+    """Mean of `values [B, ...]` over all but the first axis: `[B]`, at least float32."""
+    return jnp.mean(values, axis=tuple(range(1, values.ndim)), dtype=_reduction_dtype(values))
+
+
+def _reduction_dtype(values: Array) -> jnp.dtype:
+    return jnp.promote_types(values.dtype, jnp.float32)
+
+
+def example_keys(key: Key, num: int, start: int = 0) -> Key:
+    """Keys of examples `start .. start + num - 1`: entry i is `fold_in(key, start + i)`, `[num]`.
+
+    64 examples drawn at once and 8 times 8 drawn with `start = 0, 8, ...` receive the same keys.
+    """
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(start, start + num))
+
+
+def as_example_keys(key: Key, num: int) -> Key:
+    """`key` itself when it already holds one key an example (`[num]`), else `example_keys(key, num)`."""
+    if key.ndim == 0:
+        return example_keys(key, num)
+    if key.shape != (num,):
+        raise ValueError(f"key has shape {key.shape}; expected one key, or one an example: ({num},)")
+    return key
+
+
+def normal(key: Key, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
+    """Standard normal noise `shape = [B, ...]`, each example from its own key.
+
+    Args:
+        key: one key, or one key an example `[B]` (see `example_keys`); or the noise itself, a floating array of
+            `shape`, which is returned.
+        shape: batch size, then the event shape.
+        dtype: a floating dtype.
+
+    Returns:
+        An array of `shape` whose row i depends only on the key of example i.
+    """
+    if jnp.issubdtype(key.dtype, jnp.floating):
+        return key.reshape(shape).astype(dtype)
+    keys = as_example_keys(key, shape[0])
+    return jax.vmap(lambda one: jax.random.normal(one, shape[1:], dtype))(keys)
+
+
+def fold_each(keys: Key, value: Array) -> Key:
+    """`fold_in(keys[i], value)` for every example's key `[B]`."""
+    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, value)

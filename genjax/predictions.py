@@ -1,0 +1,126 @@
+"""What a network may predict, and how each kind becomes the pair (data, noise).
+
+Every kind is a linear map of the pair: `c * prediction = a * data + b * noise`, with `(c, a, b)` given by the
+path at t. With `x_t = alpha data + sigma noise` known, the pair is one 2x2 solve away:
+
+    data  = (b x_t - sigma c prediction) / (alpha b - sigma a)
+    noise = (alpha c prediction - a x_t) / (alpha b - sigma a)
+
+    kind        prediction                                              cannot tell the pair where
+    data        data                                                    sigma = 0
+    noise       noise                                                   alpha = 0
+    velocity    dx_t/dt = alpha' data + sigma' noise                    alpha sigma' = sigma alpha' (never on linear, cosine)
+    v           alpha noise - sigma data                                never
+    score       -noise / sigma                                          alpha = 0 (and score itself where sigma = 0)
+    edm         (sigma/s data - s alpha noise) / sqrt(sigma^2 + s^2 alpha^2)   never; s = standard deviation of the data
+
+At such a singular end the result is inf or NaN: choose a grid that stops short of it, or a sampler that does
+not call the network there. v: Salimans & Ho 2022 (arXiv 2202.00512), eq. 4 of its section 4. edm: the output F of
+Karras et al. 2022 (arXiv 2206.00364), table 1, for which `c_skip x + c_out F` is the data prediction.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from genjax import paths
+from genjax.arrays import expand
+from genjax.typing import Array, Denoiser, Knot, Model, Path, Prediction
+
+
+class Row(NamedTuple):
+    """Coefficients of `prediction_scale * prediction = data_weight * data + noise_weight * noise`, shape of t."""
+
+    prediction_scale: Array
+    data_weight: Array
+    noise_weight: Array
+
+
+Kind = Callable[[Path, Array], Row]
+
+
+def data(path: Path, t: Array) -> Row:
+    """The network predicts the data: `E[data | x_t]`. Singular where sigma = 0."""
+    one = jnp.ones_like(t)
+    return Row(one, one, jnp.zeros_like(t))
+
+
+def noise(path: Path, t: Array) -> Row:
+    """The network predicts the noise: `E[noise | x_t]`. Singular where alpha = 0."""
+    one = jnp.ones_like(t)
+    return Row(one, jnp.zeros_like(t), one)
+
+
+def velocity(path: Path, t: Array) -> Row:
+    """The network predicts `dx_t/dt = alpha' data + sigma' noise` on the path's clock."""
+    d_alpha, d_sigma = paths.derivatives(path, t)
+    return Row(jnp.ones_like(t), d_alpha, d_sigma)
+
+
+def v(path: Path, t: Array) -> Row:
+    """The network predicts `v = alpha noise - sigma data`. Nowhere singular."""
+    return Row(jnp.ones_like(t), -path.sigma(t), path.alpha(t))
+
+
+def score(path: Path, t: Array) -> Row:
+    """The network predicts the score of the noisy marginal, `grad log p_t(x) = -E[noise | x] / sigma`."""
+    return Row(-path.sigma(t), jnp.zeros_like(t), jnp.ones_like(t))
+
+
+def edm(data_std: float = 0.5) -> Kind:
+    """The network predicts EDM's preconditioned output F, for data of standard deviation `data_std`."""
+
+    def row(path: Path, t: Array) -> Row:
+        alpha, sigma = path.alpha(t), path.sigma(t)
+        scale = jnp.sqrt(sigma**2 + (data_std * alpha) ** 2)
+        return Row(scale, sigma / data_std, -data_std * alpha)
+
+    return row
+
+
+KINDS: dict[str, Kind] = {"data": data, "noise": noise, "velocity": velocity, "v": v, "score": score}
+
+
+def from_pair(kind: Kind, pair: Prediction, path: Path, t: Array) -> Array:
+    """The prediction of `kind` that the pair (data, noise) amounts to at `t [B]` (or a scalar): `[B, ...]`."""
+    row = Row(*(expand(c, pair.data) for c in kind(path, jnp.asarray(t))))
+    return (row.data_weight * pair.data + row.noise_weight * pair.noise) / row.prediction_scale
+
+
+def to_pair(kind: Kind, prediction: Array, x_t: Array, path: Path, t: Array) -> Prediction:
+    """The pair (data, noise) that `prediction [B, ...]` of `kind` stands for at `x_t`, `t [B]` (or a scalar)."""
+    t = jnp.asarray(t)
+    c, a, b = (expand(value, x_t) for value in kind(path, t))
+    alpha, sigma = expand(path.alpha(t), x_t), expand(path.sigma(t), x_t)
+    determinant = alpha * b - sigma * a
+    scaled = c * prediction
+    return Prediction((b * x_t - sigma * scaled) / determinant, (alpha * scaled - a * x_t) / determinant)
+
+
+def convert(prediction: Array, x_t: Array, t: Array, *, path: Path, source: Kind, target: Kind) -> Array:
+    """`prediction` of kind `source` as a prediction of kind `target`, `[B, ...]`."""
+    return from_pair(target, to_pair(source, prediction, x_t, path, t), path, t)
+
+
+def error_scale(kind: Kind, path: Path, t: Array) -> Array:
+    """`k(t)` with `error of the prediction = k * error of the data`, at given x_t; of the shape of `t`.
+
+    An error of the data moves the noise by `-alpha/sigma` times as much, so `k = (a - b alpha / sigma) / c`:
+    1 for data, `-sqrt(SNR)` for noise. Infinite where sigma = 0 unless b = 0.
+    """
+    c, a, b = kind(path, jnp.asarray(t))
+    return (a - jnp.where(b == 0, 0.0, b * path.alpha(t) / path.sigma(t))) / c
+
+
+def denoiser(model: Model, path: Path, predict: Kind) -> Denoiser:
+    """What samplers call, from a network that predicts `predict` on `path`.
+
+    The network is called with `t [B]`; the combination is done in the dtype of x.
+    """
+
+    def denoise(x: Array, knot: Knot) -> Prediction:
+        t = jnp.broadcast_to(knot.t, x.shape[:1]).astype(x.dtype)
+        return to_pair(predict, model(x, t).astype(x.dtype), x, path, knot.t.astype(x.dtype))
+
+    return denoise

@@ -1,0 +1,195 @@
+"""Time grids for sampling and time densities for training, each on the path's own clock.
+
+A grid is an array `t [steps + 1]` that runs from noise to data; `genjax.paths.knots(path, t)` turns it into the
+knots that samplers take. A density draws `t [num]` for a batch.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from genjax import paths
+from genjax.typing import Array, Key, Path
+
+TimeDensity = Callable[[Key, int], Array]
+"""`density(key, num) -> t [num]` on a path's clock."""
+
+
+def _check_steps(steps: int) -> None:
+    if steps < 1:
+        raise ValueError(f"steps is {steps}; a grid needs at least 1")
+
+
+def _from_unit(u: Array, path: Path, start: float | None, end: float | None) -> Array:
+    """`u` in [0, 1] placed on the clock between `start` (u = 0, default noise) and `end` (u = 1, default data)."""
+    start = path.t_noise if start is None else start
+    end = path.t_data if end is None else end
+    return start * (1 - u) + end * u
+
+
+def uniform(path: Path, steps: int, *, start: float | None = None, end: float | None = None) -> Array:
+    """`steps + 1` times evenly spaced from `start` (default: the noise end) to `end` (default: the data end)."""
+    _check_steps(steps)
+    return jnp.asarray(_from_unit(np.linspace(0.0, 1.0, steps + 1), path, start, end), _float())
+
+
+def quadratic(path: Path, steps: int, *, start: float | None = None, end: float | None = None) -> Array:
+    """Times whose distance to the data end falls as `(1 - i / steps)^2`: dense near the data.
+
+    Song et al. 2021 (DDIM, arXiv 2010.02502), section 5.
+    """
+    _check_steps(steps)
+    u = 1 - np.linspace(1.0, 0.0, steps + 1) ** 2
+    return jnp.asarray(_from_unit(u, path, start, end), _float())
+
+
+def karras(
+    path: Path,
+    steps: int,
+    *,
+    sigma_min: float = 0.002,
+    sigma_max: float = 80.0,
+    rho: float = 7.0,
+    append_data: bool = True,
+) -> Array:
+    """The grid of EDM in the ratio sigma / alpha, on any path.
+
+    `(sigma_max^(1/rho) + i / (n - 1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho` for i < n (Karras et al. 2022,
+    arXiv 2206.00364, eq. 5), then, with `append_data`, the data end (n = steps, else n = steps + 1).
+    """
+    _check_steps(steps)
+    count = steps if append_data else steps + 1
+    ramp = np.linspace(0.0, 1.0, count) if count > 1 else np.zeros(1)
+    ratios = (sigma_max ** (1 / rho) + ramp * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho
+    return _at_log_snr(path, -2 * np.log(ratios), append_data)
+
+
+def log_snr(
+    path: Path, steps: int, *, low: float = -10.0, high: float = 10.0, append_data: bool = True
+) -> Array:
+    """Times at which `2 log(alpha / sigma)` rises evenly from `low` to `high` (nats), then the data end.
+
+    Lu et al. 2022 (DPM-Solver, arXiv 2206.00927), section 3.3. Values that the path does not reach give its ends.
+    """
+    _check_steps(steps)
+    return _at_log_snr(path, np.linspace(low, high, steps if append_data else steps + 1), append_data)
+
+
+def _at_log_snr(path: Path, values: np.ndarray, append_data: bool) -> Array:
+    t = paths.time_of_log_snr(path, jnp.asarray(values, _float()))
+    return jnp.append(t, path.t_data) if append_data else t
+
+
+def linspace_indices(num_train_steps: int, steps: int) -> np.ndarray:
+    """`steps` indices, rounded half to even, evenly from T - 1 to 0: int64, descending."""
+    _check_subset(num_train_steps, steps)
+    return np.linspace(0, num_train_steps - 1, steps).round().astype(np.int64)[::-1]
+
+
+def leading_indices(num_train_steps: int, steps: int, offset: int = 0) -> np.ndarray:
+    """`offset + (T // steps) * (steps - 1, ..., 1, 0)`: int64, descending; never visits T - 1 unless steps = T."""
+    _check_subset(num_train_steps, steps)
+    return np.arange(steps)[::-1] * (num_train_steps // steps) + offset
+
+
+def trailing_indices(num_train_steps: int, steps: int) -> np.ndarray:
+    """`round(T - i T / steps) - 1` for i < steps: int64, descending from T - 1 (Lin et al. 2024, arXiv 2305.08891)."""
+    _check_subset(num_train_steps, steps)
+    return np.round(num_train_steps - np.arange(steps) * (num_train_steps / steps)).astype(np.int64) - 1
+
+
+def _check_subset(num_train_steps: int, steps: int) -> None:
+    _check_steps(steps)
+    if steps > num_train_steps:
+        raise ValueError(f"steps is {steps}; a schedule of {num_train_steps} steps has at most that many")
+
+
+def discrete(indices: np.ndarray, num_train_steps: int) -> Array:
+    """The grid `(index + 1) / T` of 0-based, descending `indices` of a T-step schedule, then 0 (clean data)."""
+    return jnp.asarray(np.append((np.asarray(indices) + 1) / num_train_steps, 0.0), _float())
+
+
+def shift(path: Path, t: Array, factor: float) -> Array:
+    """`t` (any shape) moved to where sigma / alpha is `factor` times as large; the path's ends stay.
+
+    On `linear()` with noise level u = 1 - t this is `u -> factor u / (1 + (factor - 1) u)` (Esser et al. 2024,
+    arXiv 2403.03206, eq. 23; factor = sqrt(m / n) from n to m pixels).
+    """
+    t = jnp.asarray(t)
+    moved = paths.time_of_log_snr(path, paths.log_snr(path, t) - 2 * jnp.log(jnp.asarray(factor, t.dtype)))
+    return jnp.where((t == path.t_noise) | (t == path.t_data), t, moved)
+
+
+def uniform_density(path: Path, *, start: float | None = None, end: float | None = None) -> TimeDensity:
+    """t uniform between `start` (default: the noise end) and `end` (default: the data end), independent."""
+    return lambda key, num: _from_unit(jax.random.uniform(key, (num,)), path, start, end)
+
+
+def low_discrepancy_density(
+    path: Path, *, start: float | None = None, end: float | None = None
+) -> TimeDensity:
+    """t uniform, one draw shared by the batch: `u_i = (u + i / num) mod 1`.
+
+    Each t is uniform; together they cover the clock evenly, which lowers the variance of the loss
+    (Kingma et al. 2021, arXiv 2107.00630, appendix I.1).
+    """
+
+    def density(key: Key, num: int) -> Array:
+        u = jnp.mod(jax.random.uniform(key) + jnp.arange(num) / num, 1.0)
+        return _from_unit(u, path, start, end)
+
+    return density
+
+
+def antithetic_density(
+    path: Path, *, start: float | None = None, end: float | None = None
+) -> TimeDensity:
+    """t uniform in pairs `(u, 1 - u)`: the second half of the batch mirrors the first."""
+
+    def density(key: Key, num: int) -> Array:
+        u = jax.random.uniform(key, ((num + 1) // 2,))
+        return _from_unit(jnp.concatenate([u, 1 - u])[:num], path, start, end)
+
+    return density
+
+
+def discrete_density(num_train_steps: int) -> TimeDensity:
+    """t uniform on `{1, ..., T} / T`: the times of `paths.ddpm`'s noisy knots."""
+    return lambda key, num: (
+        jax.random.randint(key, (num,), 1, num_train_steps + 1).astype(jnp.float32) / num_train_steps
+    )
+
+
+def logit_normal_density(path: Path, *, mean: float = 0.0, std: float = 1.0) -> TimeDensity:
+    """u = sigmoid(mean + std z), z ~ N(0, 1), placed from the noise end (u = 0) to the data end (u = 1).
+
+    Esser et al. 2024 (arXiv 2403.03206), eq. 19; a negative mean favours noisy times.
+    """
+    return lambda key, num: _from_unit(
+        jax.nn.sigmoid(mean + std * jax.random.normal(key, (num,))), path, None, None
+    )
+
+
+def lognormal_density(mean: float = -1.2, std: float = 1.2) -> TimeDensity:
+    """`log t ~ N(mean, std^2)`, for `paths.edm`, whose t is the noise level (Karras et al. 2022, table 1)."""
+    return lambda key, num: jnp.exp(mean + std * jax.random.normal(key, (num,)))
+
+
+def cosmap_density(path: Path) -> TimeDensity:
+    """u = 1 - 1 / (tan(pi w / 2) + 1), w uniform, from the noise end to the data end.
+
+    On `linear()` its log-SNR density is that of `cosine()` under uniform t (Esser et al. 2024, eq. 21).
+    """
+
+    def density(key: Key, num: int) -> Array:
+        w = jax.random.uniform(key, (num,))
+        u = jnp.sin(jnp.pi / 2 * w) / (jnp.sin(jnp.pi / 2 * w) + jnp.cos(jnp.pi / 2 * w))
+        return _from_unit(u, path, None, None)
+
+    return density
+
+
+def _float() -> jnp.dtype:
+    return jnp.result_type(float)

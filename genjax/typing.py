@@ -1,0 +1,101 @@
+"""The types and the few records that every floor of genjax shares.
+
+Notation used everywhere: a batch has `B` examples, an example has event shape `[...]`, and a
+Gaussian probability path is `x_t = alpha(t) * data + sigma(t) * noise`. Each path keeps the clock
+of its literature (see `genjax.paths`); knots of a sampling grid always run from noise to data.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+Array = jax.Array
+Key = jax.Array
+Params = Any
+Metrics = dict[str, Array]
+
+Model = Callable[[Array, Array], Array]
+"""`f(x [B, ...], t [B]) -> prediction [B, ...]`: a network with its parameters (and labels) bound."""
+
+
+class Path(NamedTuple):
+    """A Gaussian probability path `x_t = alpha(t) * data + sigma(t) * noise` on its own clock."""
+
+    alpha: Callable[[Array], Array]
+    sigma: Callable[[Array], Array]
+    t_data: float
+    t_noise: float
+
+
+class Knot(NamedTuple):
+    """One point of a sampling grid (three scalars), or a whole grid (three arrays `[steps + 1]`)."""
+
+    t: Array
+    alpha: Array
+    sigma: Array
+
+
+class Prediction(NamedTuple):
+    """The pair that every prediction kind is a linear map of; both `[B, ...]`."""
+
+    data: Array
+    noise: Array
+
+
+Denoiser = Callable[[Array, Knot], Prediction]
+"""`denoise(x [B, ...], knot) -> (data, noise)`, what samplers call."""
+
+
+class Net(NamedTuple):
+    """A network as a pair of functions.
+
+    `init(key, *example_inputs) -> params` and `apply(params, *inputs) -> output`; for the networks
+    of continuous-time models the inputs are `(x [B, ...], t [B])`, or `(x, t, label [B] int32)`.
+    """
+
+    init: Callable[..., Params]
+    apply: Callable[..., Array]
+
+
+class Batch(NamedTuple):
+    """What a training step receives: `data [B, ...]`, and `label [B]` int32 where there are labels."""
+
+    data: Array
+    label: Array | None = None
+
+
+class State(NamedTuple):
+    """Everything that training changes, and so everything that a checkpoint holds.
+
+    `seed` is the raw data (uint32) of the run's key: the randomness of a step is
+    `fold_in(seed, step)`, so no key needs to be carried. `ema` is what sampling uses. `frozen` holds
+    arrays that steps read and never change (a teacher, a first stage); `()` for most methods.
+    """
+
+    step: Array
+    seed: Array
+    params: Params
+    ema: Params
+    opt_state: Any
+    frozen: Any = ()
+
+
+class Method(NamedTuple):
+    """A family of generative models as functions; every trainer and script sees only this.
+
+    - `init(key, batch) -> State`
+    - `step(state, batch) -> (State, metrics)`: one training step, pure; metrics are scalars.
+    - `sample(params, key, num, **options) -> [num, ...]`: `params` is `State.ema`. The keyword-only
+      parameters of its signature are the options that `sample.py` offers for the method.
+    - `evaluate(params, key, batch) -> metrics`: means over a held-out batch; None where there are none.
+    - `log_prob(params, key, data) -> [B]` (nats) and `reconstruct(params, key, data) -> data`: None where
+      the family has none.
+    """
+
+    init: Callable[[Key, Batch], State]
+    step: Callable[[State, Batch], tuple[State, Metrics]]
+    sample: Callable[..., Any]
+    evaluate: Callable[[Params, Key, Batch], Metrics] | None = None
+    log_prob: Callable[..., Array] | None = None
+    reconstruct: Callable[..., Array] | None = None
