@@ -93,9 +93,7 @@ def _components(mix: Mixture, x: Array, alpha: Array, sigma: Array) -> _Componen
     centred = x[:, None, :] - alpha * mix.means[None]
     rotated = jnp.einsum("kij,bki->bkj", mix.eigenvectors, centred, precision="highest")
     whitened = rotated / variances
-    log_joint = mix.log_weights[None] - 0.5 * jnp.sum(
-        rotated * whitened + jnp.log(2 * jnp.pi * variances), axis=-1
-    )
+    log_joint = mix.log_weights[None] - 0.5 * jnp.sum(rotated * whitened + jnp.log(2 * jnp.pi * variances), axis=-1)
     return _Components(log_joint, whitened, variances, alpha, sigma)
 
 

@@ -66,9 +66,7 @@ def karras(
     return _at_log_snr(path, -2 * np.log(ratios), append_data)
 
 
-def log_snr(
-    path: Path, steps: int, *, low: float = -10.0, high: float = 10.0, append_data: bool = True
-) -> Array:
+def log_snr(path: Path, steps: int, *, low: float = -10.0, high: float = 10.0, append_data: bool = True) -> Array:
     """Times at which `2 log(alpha / sigma)` rises evenly from `low` to `high` (nats), then the data end.
 
     Lu et al. 2022 (DPM-Solver, arXiv 2206.00927), section 3.3. Values that the path does not reach give its ends.
@@ -127,9 +125,7 @@ def uniform_density(path: Path, *, start: float | None = None, end: float | None
     return lambda key, num: _from_unit(jax.random.uniform(key, (num,)), path, start, end)
 
 
-def low_discrepancy_density(
-    path: Path, *, start: float | None = None, end: float | None = None
-) -> TimeDensity:
+def low_discrepancy_density(path: Path, *, start: float | None = None, end: float | None = None) -> TimeDensity:
     """t uniform, one draw shared by the batch: `u_i = (u + i / num) mod 1`.
 
     Each t is uniform; together they cover the clock evenly, which lowers the variance of the loss
@@ -143,9 +139,7 @@ def low_discrepancy_density(
     return density
 
 
-def antithetic_density(
-    path: Path, *, start: float | None = None, end: float | None = None
-) -> TimeDensity:
+def antithetic_density(path: Path, *, start: float | None = None, end: float | None = None) -> TimeDensity:
     """t uniform in pairs `(u, 1 - u)`: the second half of the batch mirrors the first."""
 
     def density(key: Key, num: int) -> Array:
@@ -167,9 +161,7 @@ def logit_normal_density(path: Path, *, mean: float = 0.0, std: float = 1.0) -> 
 
     Esser et al. 2024 (arXiv 2403.03206), eq. 19; a negative mean favours noisy times.
     """
-    return lambda key, num: _from_unit(
-        jax.nn.sigmoid(mean + std * jax.random.normal(key, (num,))), path, None, None
-    )
+    return lambda key, num: _from_unit(jax.nn.sigmoid(mean + std * jax.random.normal(key, (num,))), path, None, None)
 
 
 def lognormal_density(mean: float = -1.2, std: float = 1.2) -> TimeDensity:

@@ -57,6 +57,12 @@ class Net(NamedTuple):
     init: Callable[..., Params]
     apply: Callable[..., Array]
 
+    def bind(self, params: Params, label: Array | None = None) -> Model:
+        """The model `f(x, t)` with these parameters, and labels `[B]` if any."""
+        if label is None:
+            return lambda x, t: self.apply(params, x, t)
+        return lambda x, t: self.apply(params, x, t, label)
+
 
 class Batch(NamedTuple):
     """What a training step receives: `data [B, ...]`, and `label [B]` int32 where there are labels."""
@@ -81,21 +87,33 @@ class State(NamedTuple):
     frozen: Any = ()
 
 
+class Trajectory(NamedTuple):
+    """What a sampler passed through: times `t [steps + 1]` from noise to data, and `x [steps + 1, num, ...]`."""
+
+    t: Array
+    x: Array
+
+
 class Method(NamedTuple):
     """A family of generative models as functions; every trainer and script sees only this.
 
     - `init(key, batch) -> State`
     - `step(state, batch) -> (State, metrics)`: one training step, pure; metrics are scalars.
-    - `sample(params, key, num, **options) -> [num, ...]`: `params` is `State.ema`. The keyword-only
-      parameters of its signature are the options that `sample.py` offers for the method.
+    - `sample(params, key, num, **options) -> [num, ...]`: `params` is `State.ema`; example i depends on the key and
+      i alone, or on `key[i]` where one key an example is given. The keyword-only parameters of its signature are the
+      options that `sample.py` offers for the method. With `trace=True`, if it has that one: `(samples, Trajectory)`.
+    - `network_calls(**options) -> int`: evaluations of the network for one example by `sample` with these options.
     - `evaluate(params, key, batch) -> metrics`: means over a held-out batch; None where there are none.
     - `log_prob(params, key, data) -> [B]` (nats) and `reconstruct(params, key, data) -> data`: None where
       the family has none.
+    - `compiler_options`: what to give to a `jit` of its step and its sampling on this backend.
     """
 
     init: Callable[[Key, Batch], State]
     step: Callable[[State, Batch], tuple[State, Metrics]]
     sample: Callable[..., Any]
+    network_calls: Callable[..., int] = lambda **options: 1
     evaluate: Callable[[Params, Key, Batch], Metrics] | None = None
     log_prob: Callable[..., Array] | None = None
     reconstruct: Callable[..., Array] | None = None
+    compiler_options: dict[str, str] | None = None

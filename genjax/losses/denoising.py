@@ -14,7 +14,8 @@ one weighting of the data error is `w(t) / k(t)^2` on another. The weightings be
     min_snr(gamma)      min(SNR, gamma)             Hang et al. 2023, arXiv 2303.09556, eq. 8
     edm(data_std)       SNR + 1 / data_std^2        Karras et al. 2022, arXiv 2206.00364, table 1
     likelihood          |dSNR/dt| / 2               Kingma et al. 2021, arXiv 2107.00630, eq. 17 (t uniform: nats / dim)
-    sigmoid(bias)       likelihood * sigmoid(bias - log SNR)     Kingma & Gao 2023, arXiv 2303.00848; Hoogeboom et al. 2024, 2410.19324
+    sigmoid(bias)       likelihood * sigmoid(bias - log SNR)
+                        Kingma & Gao 2023, arXiv 2303.00848; Hoogeboom et al. 2024, arXiv 2410.19324
 """
 
 from collections.abc import Callable
@@ -69,7 +70,7 @@ def edm(data_std: float = 0.5) -> Weighting:
 
 
 def likelihood(path: Path, t: Array, error: Kind) -> Array:
-    """|dSNR/dt| / 2 on the data error, g^2 / 2 on the score: with t uniform on a clock of length 1, nats per dimension."""
+    """|dSNR/dt| / 2 on the data error, g^2 / 2 on the score: nats per dimension, t uniform on a clock of length 1."""
     return _on_data(_half_snr_rate)(path, t, error)
 
 
@@ -115,13 +116,15 @@ def denoising_error(
         `[B]`, averaged over event axes.
 
     Raises:
-        ValueError: data and noise differ in shape, or t is not `[B]`.
+        ValueError: data and noise or the prediction differ in shape, or t is not `[B]`.
     """
     if data.shape != noise.shape or t.shape != data.shape[:1]:
         raise ValueError(f"data {data.shape} and noise {noise.shape} must agree and t {t.shape} be [B]")
     error = predict if error is None else error
     x_t = paths.interpolate(path, data, noise, t)
     prediction = model(x_t, t)
+    if prediction.shape != data.shape:
+        raise ValueError(f"the model returned shape {prediction.shape} for x of shape {data.shape}; they must agree")
     if error is not predict:
         prediction = predictions.convert(prediction, x_t, t, path=path, source=predict, target=error)
     target = predictions.from_pair(error, Prediction(data, noise), path, t)
@@ -155,9 +158,7 @@ def denoising_loss(
     density = times.uniform_density(path) if density is None else density
     t = density(time_key, data.shape[0]).astype(data.dtype)
     noise = jax.random.normal(noise_key, data.shape, data.dtype)
-    return denoising_error(
-        model, data, noise, t, path=path, predict=predict, error=error, weighting=weighting
-    )
+    return denoising_error(model, data, noise, t, path=path, predict=predict, error=error, weighting=weighting)
 
 
 def simple_loss(model: Model, key: Key, data: Array, *, path: Path, num_train_steps: int) -> Array:

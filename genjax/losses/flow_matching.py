@@ -3,8 +3,8 @@
     L_CFM = E || model(x_t, t) - dx_t/dt ||^2,    x_t = alpha(t) data + sigma(t) noise
 
 On `linear()`: `x_t = (1 - t) noise + t data`, target `data - noise` (Lipman et al. 2023, arXiv 2210.02747, eq. 9
-with sigma_min = 0; Liu et al. 2023, arXiv 2209.03003, eq. 1; Tong et al. 2024, arXiv 2302.00482, eq. 8). Its minimiser is
-the marginal velocity E[dx_t/dt | x_t], which carries the source to the data.
+with sigma_min = 0; Liu et al. 2023, arXiv 2209.03003, eq. 1; Tong et al. 2024, arXiv 2302.00482, eq. 8). Its
+minimiser is the marginal velocity E[dx_t/dt | x_t], which carries the source to the data.
 """
 
 import jax
@@ -16,9 +16,7 @@ from genjax.times import TimeDensity
 from genjax.typing import Array, Key, Model, Path
 
 
-def flow_matching_error(
-    model: Model, data: Array, noise: Array, t: Array, *, path: Path | None = None
-) -> Array:
+def flow_matching_error(model: Model, data: Array, noise: Array, t: Array, *, path: Path | None = None) -> Array:
     """`mean over event axes of (model(x_t, t) - dx_t/dt)^2` at given pairs and times: `[B]`.
 
     Args:

@@ -1,6 +1,7 @@
 """Samplers: each a pair of pure functions `(init, step)`, all run by the one scan of `sample`.
 
-`SAMPLERS` names them for the scripts: `SAMPLERS[name](path)` is the sampler with its default options.
+`SAMPLERS` names them for the scripts: `SAMPLERS[name](path, first_order_end=None)` is the sampler with its default
+options; `first_order_end` (see `genjax.samplers.ode`) matters only to those that call the network where they land.
 """
 
 from collections.abc import Callable
@@ -10,17 +11,16 @@ from genjax.samplers.guidance import classifier_free
 from genjax.samplers.loop import Sampler, calls_per_step, sample
 from genjax.samplers.ode import euler, heun, midpoint, rk4
 from genjax.samplers.stochastic import euler_maruyama
-from genjax.typing import Path
 
-SAMPLERS: dict[str, Callable[[Path], Sampler]] = {
-    "euler": euler,
+SAMPLERS: dict[str, Callable[..., Sampler]] = {
+    "euler": lambda path, **_: euler(path),
     "heun": heun,
-    "midpoint": midpoint,
+    "midpoint": lambda path, **_: midpoint(path),
     "rk4": rk4,
-    "ddim": lambda path: ddim(),
-    "ddpm": lambda path: ddpm(),
-    "ddpm-large": lambda path: ddpm("large"),
-    "euler-maruyama": euler_maruyama,
+    "ddim": lambda path, **_: ddim(),
+    "ddpm": lambda path, **_: ddpm(),
+    "ddpm-large": lambda path, **_: ddpm("large"),
+    "euler-maruyama": lambda path, **_: euler_maruyama(path),
 }
 
 __all__ = [

@@ -18,7 +18,7 @@ def classifier_free(model: LabelledModel, label: Array, null_label: Array, scale
     """Classifier-free guidance: `uncond + scale * (cond - uncond)` by one call on a doubled batch.
 
     Ho & Salimans 2022 (arXiv 2207.12598), whose weight w is `scale - 1`. Valid for every prediction kind, all of
-    which are affine in one another at given (x, t).
+    which are affine in one another at given (x, t). The combination is done in the dtype of x.
 
     Args:
         model: predicts with labels; was trained with labels dropped to the null label.
@@ -29,8 +29,8 @@ def classifier_free(model: LabelledModel, label: Array, null_label: Array, scale
 
     def guided(x: Array, t: Array) -> Array:
         labels = jnp.concatenate([label, jnp.full_like(label, null_label)])
-        both = model(jnp.concatenate([x, x]), jnp.concatenate([t, t]), labels)
+        both = model(jnp.concatenate([x, x]), jnp.concatenate([t, t]), labels).astype(x.dtype)
         cond, uncond = jnp.split(both, 2)
-        return uncond + expand(jnp.asarray(scale, both.dtype), both) * (cond - uncond)
+        return uncond + expand(jnp.asarray(scale, x.dtype), x) * (cond - uncond)
 
     return guided

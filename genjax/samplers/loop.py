@@ -35,9 +35,7 @@ def one_step(step: Callable[[Denoiser, Key, Array, Knot, Knot], Array]) -> Sampl
     return Sampler(init=lambda x: (), step=with_memory)
 
 
-def sample(
-    sampler: Sampler, denoise: Denoiser, key: Key, x: Array, knots: Knot, *, trace: bool = False
-) -> Any:
+def sample(sampler: Sampler, denoise: Denoiser, key: Key, x: Array, knots: Knot, *, trace: bool = False) -> Any:
     """Carry `x` from the first knot to the last.
 
     One `lax.scan`: time is steps times the cost of a step, compile time and memory do not depend on the number of
@@ -93,6 +91,6 @@ def calls_per_step(sampler: Sampler, shape: tuple[int, ...]) -> int:
         noise = jnp.zeros_like(x)
         return sampler.step(counting, noise, x, sampler.init(x), knot, knot)[0]
 
-    scalar = jax.ShapeDtypeStruct((), jnp.float32)
+    scalar: Any = jax.ShapeDtypeStruct((), jnp.float32)
     jax.eval_shape(step, jax.ShapeDtypeStruct(shape, jnp.float32), Knot(scalar, scalar, scalar))
     return count

@@ -17,21 +17,22 @@ from genjax.typing import Array, Denoiser, Key, Knot, Path
 def euler_maruyama(path: Path) -> Sampler:
     """Euler-Maruyama on the reverse SDE. One call a step, weak order 1.
 
-    A step that lands on sigma = 0 adds no noise (it returns the mean). A step that leaves from alpha = 0, where g is
-    infinite, takes the exact transition given the estimate of the data: `alpha_then data + sigma_then z`.
+    Two steps draw `alpha_then data + sigma_then z` from the estimate of the data instead: one that leaves from
+    alpha = 0, where g is infinite; and one that lands on sigma = 0, where that is the estimate itself
+    (Jolicoeur-Martineau et al. 2021, arXiv 2009.05475), while the scheme would overshoot it by sigma_now.
     """
 
     def step(denoise: Denoiser, key: Key, x: Array, now: Knot, then: Knot) -> Array:
         h = then.t - now.t
         data, noise = denoise(x, now)
         d_alpha, d_sigma = paths.derivatives(path, now.t)
-        starts_blind = now.alpha == 0
-        alpha = jnp.where(starts_blind, 1.0, now.alpha)
+        alpha = jnp.where(now.alpha == 0, 1.0, now.alpha)
         half_rate = jnp.abs(d_sigma - now.sigma * d_alpha / alpha)  # g^2 / (2 sigma)
         std = jnp.sqrt(2 * half_rate * now.sigma * jnp.abs(h))
         mean = x + h * (d_alpha * data + d_sigma * noise) - jnp.abs(h) * half_rate * noise
-        mean = jnp.where(starts_blind, then.alpha * data, mean)
-        std = jnp.where(starts_blind, then.sigma, jnp.where(then.sigma == 0, 0.0, std))
+        from_estimate = (now.alpha == 0) | (then.sigma == 0)
+        mean = jnp.where(from_estimate, then.alpha * data, mean)
+        std = jnp.where(from_estimate, then.sigma, std)
         return mean + std * normal(key, x.shape, x.dtype)
 
     return one_step(step)

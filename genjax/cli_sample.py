@@ -1,0 +1,237 @@
+"""`sample.py RUN_DIR [options]`: draw samples from a trained run, as arrays and as pictures."""
+
+import dataclasses
+import inspect
+import io
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from genjax import cli
+from genjax.errors import UsageError, UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Draw samples from a trained run.
+
+    Writes samples.npz (first array: samples, float32, data units) and a picture, and prints what they cost.
+    """
+
+    run_dir: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN_DIR")]
+    """a directory that train.py wrote"""
+    num: int = 64
+    """how many samples"""
+    sampler: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: by method)")] = None
+    """euler, heun, midpoint, rk4, ddim, ddpm, ddpm-large or euler-maruyama"""
+    steps: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: by method)")] = None
+    """steps of the sampler"""
+    seed: int = 0
+    """the same seed gives the same samples, however many are drawn"""
+    classes: Annotated[str | None, tyro.conf.arg(metavar="3,5,8")] = None
+    """labels to draw, in turn (class-conditional runs; default: all)"""
+    guidance: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: 1)")] = None
+    """classifier-free guidance: uncond + guidance * (cond - uncond)"""
+    trajectory: bool = False
+    """also write the way from noise to data, as a GIF and as a strip of times"""
+    checkpoint: Annotated[str, tyro.conf.arg(metavar="latest|best|STEP")] = "latest"
+    """which checkpoint"""
+    batch_size: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: by data)")] = None
+    """samples drawn at once; does not change them"""
+    out: Annotated[str | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: RUN_DIR/samples)")] = None
+    """where to write"""
+
+
+def main(arguments: list[str]) -> int:
+    """Sample as the arguments say; returns the exit code."""
+    options = cli.parse(Options, arguments, "sample.py")
+    if options.num < 1:
+        raise UsageError(f"--num is {options.num}; expected at least 1")
+    if options.batch_size is not None and options.batch_size < 1:
+        raise UsageError(f"--batch-size is {options.batch_size}; expected at least 1")
+
+    import jax
+
+    from genjax import runs
+    from genjax.training.checkpoint import Checkpoints
+    from genjax.training.run_dir import make_directory, read_config
+
+    cli.use_compilation_cache()
+    directory = Path(options.run_dir)
+    run = runs.restore(read_config(directory), str(directory / "config.json"))
+    label = _labels(options, run)
+    given = _method_options(options, run)
+    checkpoints = Checkpoints(directory / "checkpoints", warn=lambda text: print(f"note: {text}", file=sys.stderr))
+    step = _checkpoint_step(options.checkpoint, checkpoints, directory)
+    params = checkpoints.restore_ema(runs.ema_template(run), step=step)
+    out = Path(options.out) if options.out else directory / "samples"
+    make_directory(out)
+    samples = _draw(run, params, jax.random.key(options.seed), options, given, label)
+    _write(run, samples, label, options, out)
+    if options.trajectory:
+        _write_trajectory(run, params, jax.random.key(options.seed), options, given, label, out)
+    print(f"samples: {out / 'samples.png'}")
+    return 0
+
+
+def _method_options(options: Options, run: Any) -> dict[str, Any]:
+    """The sampling options that were given, checked against those that the method has."""
+    offered = inspect.signature(run.method.sample).parameters
+    given = {name: getattr(options, name) for name in ("sampler", "steps", "guidance")}
+    given = {name: value for name, value in given.items() if value is not None}
+    given |= {"trace": True} if options.trajectory else {}
+    flags = {"trace": "trajectory"}
+    for name in given:
+        if name not in offered:
+            raise UsageError(f"--{flags.get(name, name)} does not apply: {run.method_name} draws without it")
+    given.pop("trace", None)
+    run.method.network_calls(**given)  # refuses an unknown sampler and a bad number of steps
+    return given
+
+
+def _labels(options: Options, run: Any) -> Any:
+    import numpy as np
+
+    if not run.class_conditional:
+        if options.classes is not None or options.guidance is not None:
+            what = "--classes" if options.classes is not None else "--guidance"
+            raise UsageError(f"{what} needs a run trained with --class-conditional, which {options.run_dir} is not")
+        return None
+    if options.classes is None:
+        classes = list(range(run.num_classes))
+    else:
+        try:
+            classes = [int(part) for part in options.classes.split(",")]
+        except ValueError:
+            raise UsageError(f"--classes is '{options.classes}'; expected whole numbers such as 3,5,8") from None
+        beyond = [label for label in classes if not 0 <= label < run.num_classes]
+        if beyond:
+            raise UsageError(f"--classes has {beyond[0]}; this run has classes 0 to {run.num_classes - 1}")
+    return np.resize(np.asarray(classes, np.int32), options.num)
+
+
+def _checkpoint_step(which: str, checkpoints: Any, directory: Path) -> int | None:
+    if which == "latest":
+        if checkpoints.latest_step() is None and checkpoints.is_empty():
+            raise UserError(f"{directory} has no checkpoint yet: let train.py run until it saves one")
+        return None
+    if which == "best":
+        best = checkpoints.best_step()
+        if best is None:
+            raise UserError(f"{directory} has no evaluated checkpoint: use --checkpoint latest")
+        return best
+    steps = checkpoints.steps()
+    if not which.isdecimal() or int(which) not in steps:
+        known = ", ".join(map(str, steps)) or "none"
+        raise UsageError(f"--checkpoint is '{which}'; expected latest, best or a step of {directory} ({known})")
+    return int(which)
+
+
+def _draw(run: Any, params: Any, key: Any, options: Options, given: dict[str, Any], label: Any) -> Any:
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from genjax.arrays import example_keys
+    from genjax.drawing import batch_size_for, draw, jitted_sample
+
+    static = {name: value for name, value in given.items() if name != "guidance"}
+    guidance = given.get("guidance")
+    guidance = None if guidance == 1 else guidance
+    batch_size = min(options.batch_size or batch_size_for(run.event_shape, options.num), options.num)
+    keys = example_keys(key, batch_size)
+    part_label = None if label is None else jnp.asarray(np.resize(label, batch_size))
+    scale = None if guidance is None else jnp.float32(guidance)
+    print(f"{run.method_name} on {run.data_name}: compiling ...", file=sys.stderr, flush=True)
+    start = time.perf_counter()
+    compiled = jitted_sample(run.method, **static).lower(params, keys, part_label, scale).compile()
+    compile_seconds = time.perf_counter() - start
+    start = time.perf_counter()
+    samples = draw(
+        compiled,
+        params,
+        key,
+        options.num,
+        batch_size=batch_size,
+        label=label,
+        guidance=guidance,
+        progress=True,
+    )
+    seconds = time.perf_counter() - start
+    jax.block_until_ready(params)
+    defaults = inspect.signature(run.method.sample).parameters
+    steps = given.get("steps") or (defaults["steps"].default if "steps" in defaults else 1)
+    sampler = given.get("sampler") or (defaults["sampler"].default if "sampler" in defaults else "one call")
+    calls = run.method.network_calls(**given, **({} if label is None else {"label": part_label}))
+    batches = -(-options.num // batch_size)
+    print(
+        f"{options.num} samples by {sampler}, {steps} steps, {calls} network calls each; compiled in "
+        f"{compile_seconds:.2f} s, drawn in {seconds:.2f} s: {1e3 * seconds / (batches * steps):.3g} ms a step "
+        f"of {batch_size} samples"
+    )
+    return samples
+
+
+def _write(run: Any, samples: Any, label: Any, options: Options, out: Path) -> None:
+    import numpy as np
+
+    from genjax.drawing import picture
+    from genjax.training.run_dir import atomic_write
+
+    arrays = {"samples": np.asarray(run.scaling.to_data(samples), np.float32)}
+    if label is not None:
+        arrays["label"] = label
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    atomic_write(out / "samples.npz", buffer.getvalue())
+    picture(out / "samples.png", samples, run.scaling, _reference_data(run), **_layout(run, label))
+
+
+def _layout(run: Any, label: Any) -> dict[str, Any]:
+    """Class-conditional images have a column a class."""
+    if label is None or len(run.event_shape) != 3:
+        return {}
+    period = next((p for p in range(1, len(label) + 1) if (label[p:] == label[:-p]).all()), len(label))
+    return {"columns": period} if 1 < period <= 16 else {}
+
+
+def _reference_data(run: Any) -> Any:
+    """The run's data for the panel beside the samples; None for images and for data that are gone."""
+    from genjax.training import data
+
+    if len(run.event_shape) == 3:
+        return None
+    try:
+        return data.load(run.data_name)
+    except UserError:
+        print(f"note: no data set {run.data_name} here, so the picture shows samples alone", file=sys.stderr)
+        return None
+
+
+def _write_trajectory(
+    run: Any, params: Any, key: Any, options: Options, given: dict[str, Any], label: Any, out: Path
+) -> None:
+    import jax.numpy as jnp
+    import numpy as np
+
+    from genjax import plots
+    from genjax.arrays import example_keys
+    from genjax.drawing import jitted_sample, value_range
+
+    num = min(options.num, 16 if len(run.event_shape) == 3 else 2000)
+    static = {name: value for name, value in given.items() if name != "guidance"}
+    scale = given.get("guidance")
+    _, trajectory = jitted_sample(run.method, trace=True, **static)(
+        params,
+        example_keys(key, num),
+        None if label is None else jnp.asarray(label[:num]),
+        None if scale in (None, 1) else jnp.float32(scale),
+    )
+    states, times = np.asarray(run.scaling.to_data(trajectory.x)), np.asarray(trajectory.t)
+    limits = value_range(run.scaling) if len(run.event_shape) == 3 else None
+    plots.trajectory_gif(out / "trajectory.gif", states, times, value_range=limits)
+    plots.trajectory_strip(out / "trajectory.png", states, times, value_range=limits)
+    print(f"trajectory: {out / 'trajectory.gif'}, {out / 'trajectory.png'}")

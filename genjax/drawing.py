@@ -1,0 +1,126 @@
+"""Drawing many samples from any method: compiled once, in batches, the same examples whatever the batch size."""
+
+import math
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from genjax.arrays import example_keys
+from genjax.training.data import Dataset, Scaling
+from genjax.typing import Array, Key, Method, Params
+
+CompiledSample = Callable[[Params, Key, Array | None, Array | None], Any]
+
+
+def batch_size_for(event_shape: tuple[int, ...], num: int) -> int:
+    """How many examples of `event_shape` to draw in one call: few large ones, many small ones."""
+    return min(num, max(16, min(4096, 2**13 // math.prod(event_shape))))
+
+
+def jitted_sample(method: Method, **options: Any) -> Any:
+    """`f(params, keys [n], label [n] | None, guidance | None)`: `method.sample` with these options under one jit.
+
+    The guidance is an argument, so that another scale does not recompile.
+    """
+
+    def sample(params: Params, keys: Key, label: Array | None, guidance: Array | None) -> Any:
+        given = {"label": label, "guidance": guidance}
+        given = {name: value for name, value in given.items() if value is not None}
+        return method.sample(params, keys, keys.shape[0], **options, **given)
+
+    return jax.jit(sample, compiler_options=method.compiler_options)
+
+
+def draw(
+    sample: CompiledSample,
+    params: Params,
+    key: Key,
+    num: int,
+    *,
+    batch_size: int,
+    label: np.ndarray | None = None,
+    guidance: float | None = None,
+    progress: bool = False,
+) -> np.ndarray:
+    """`num` samples `[num, ...]` in model units, `batch_size` a call; example i depends on (key, i) alone.
+
+    Args:
+        sample: from `jitted_sample`, or that compiled ahead of time for `batch_size`.
+        params: what it takes.
+        key: one key.
+        num: how many.
+        batch_size: of a call; the last one is filled up and cut.
+        label: `[num]` or None.
+        guidance: for the labels; None for the plain conditional model.
+        progress: show a bar.
+    """
+    parts = []
+    scale = None if guidance is None else jnp.float32(guidance)
+    with _ticking_bar(num, progress) as bar:
+        for start in range(0, num, batch_size):
+            keys = example_keys(key, batch_size, start)
+            part_label = None
+            if label is not None:
+                part_label = jnp.asarray(np.resize(label[start : start + batch_size], batch_size), jnp.int32)
+            parts.append(np.asarray(sample(params, keys, part_label, scale)))
+            bar.update(min(batch_size, num - start))
+    return np.concatenate(parts)[:num]
+
+
+@contextmanager
+def _ticking_bar(num: int, visible: bool) -> Iterator[Any]:
+    """A progress bar whose clock moves also while a long call is under way."""
+    from tqdm import tqdm
+
+    with tqdm(total=num, disable=not visible, dynamic_ncols=True, unit="sample", desc="sampling") as bar:
+        done = threading.Event()
+
+        def tick() -> None:
+            while not done.wait(1.0):
+                bar.refresh()
+
+        ticker = threading.Thread(target=tick, daemon=True)
+        ticker.start()
+        try:
+            yield bar
+        finally:
+            done.set()
+            ticker.join()
+
+
+def picture(
+    path: Path,
+    samples: np.ndarray,
+    scaling: Scaling,
+    dataset: Dataset | None,
+    *,
+    columns: int | None = None,
+    row_labels: list[str] | None = None,
+) -> None:
+    """Write the figure that suits samples in model units, beside the held-out data where there are some."""
+    from genjax import plots
+
+    values = np.asarray(scaling.to_data(samples))
+    if values.ndim == 4:
+        plots.image_grid(path, values[:256], value_range=value_range(scaling), columns=columns, row_labels=row_labels)
+        return
+    plots.samples_figure(
+        path,
+        values,
+        data=None if dataset is None else np.asarray(dataset.test.data),
+        log_density=None if dataset is None else dataset.log_density,
+    )
+
+
+def value_range(scaling: Scaling) -> tuple[float, float]:
+    """Least and greatest value of images in data units."""
+    if scaling.levels:
+        return 0.0, float(scaling.levels - 1)
+    shift, scale = float(np.asarray(scaling.shift)), float(np.asarray(scaling.scale))
+    return shift - scale, shift + scale

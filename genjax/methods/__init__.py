@@ -1,0 +1,15 @@
+"""Families of generative models, one module each, all with the same four names.
+
+- `Config`: a frozen dataclass, the options of `train.py NAME`.
+- `recommended(event_shape)`: steps, batch size and the like where the user does not say.
+- `resolve(config, event_shape, num_classes)`: the config with every default chosen; refuses what cannot work.
+- `build(config, optimizer, *, event_shape, num_classes)`: the `Method`.
+
+`METHODS` is the dict that the scripts look a name up in.
+"""
+
+from types import ModuleType
+
+from genjax.methods import ddpm, flow_matching
+
+METHODS: dict[str, ModuleType] = {"flow-matching": flow_matching, "ddpm": ddpm}

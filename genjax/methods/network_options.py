@@ -1,0 +1,113 @@
+"""The network of a continuous-time model: its options, their defaults by data, and the `Net` they make."""
+
+import dataclasses
+from typing import Annotated, Literal
+
+import jax.numpy as jnp
+import tyro
+
+from genjax.errors import UsageError
+from genjax.training.compilation import convolution_options
+from genjax.typing import Net
+
+ByData = tyro.conf.arg(metavar="INT", help_behavior_hint="(default: by data)")
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkOptions:
+    """Network. What is not given is chosen by the data."""
+
+    network: Annotated[
+        Literal["mlp", "unet", "dit"] | None,
+        tyro.conf.arg(metavar="{mlp,unet,dit}", help_behavior_hint="(default: by data)"),
+    ] = None
+    """mlp for points; unet or dit for images"""
+    width: Annotated[int | None, ByData] = None
+    """hidden units (mlp), base channels (unet), token width (dit)"""
+    depth: Annotated[int | None, ByData] = None
+    """hidden layers (mlp), residual blocks a level (unet), transformer blocks (dit)"""
+    patch: Annotated[int | None, ByData] = None
+    """side of a token's patch (dit)"""
+    bfloat16: bool = False
+    """compute in bfloat16; parameters stay float32"""
+
+
+def resolve(options: NetworkOptions, event_shape: tuple[int, ...]) -> NetworkOptions:
+    """`options` with every default chosen for examples of `event_shape`.
+
+    Raises:
+        UsageError: a network that does not fit the data.
+    """
+    is_image = len(event_shape) == 3
+    network = options.network or ("unet" if is_image else "mlp")
+    if network == "mlp" and is_image:
+        raise UsageError(f"--network mlp is for points; images of shape {event_shape} take unet or dit")
+    if network != "mlp" and not is_image:
+        raise UsageError(f"--network {network} is for images; points of shape {event_shape} take mlp")
+    small = is_image and max(event_shape[:2]) <= 16
+    width, depth, patch = {
+        "mlp": (256, 4, None),
+        "unet": (32, 2 if small else 1, None),
+        "dit": (192 if small else 256, 6, 2 if small else 4),
+    }[network]
+    given = {name: getattr(options, name) for name in ("width", "depth", "patch")}
+    for name, value in given.items():
+        if value is not None and value < 1:
+            raise UsageError(f"--{name} is {value}; expected at least 1")
+    return dataclasses.replace(
+        options,
+        network=network,
+        width=options.width or width,
+        depth=options.depth or depth,
+        patch=options.patch or patch,
+    )
+
+
+def make_net(options: NetworkOptions, event_shape: tuple[int, ...], num_classes: int) -> Net:
+    """The network of resolved `options` for examples of `event_shape`; conditional when `num_classes` > 0.
+
+    Raises:
+        UsageError: images of a size that the network cannot halve or cut into patches.
+    """
+    from genjax.networks import dit, mlp, unet
+
+    dtype = jnp.bfloat16 if options.bfloat16 else jnp.float32
+    width, depth = options.width or 0, options.depth or 0
+    if options.network == "mlp":
+        return mlp((width,) * depth, num_classes=num_classes, dtype=dtype)
+    height, image_width, _ = event_shape
+    if options.network == "dit":
+        patch = options.patch or 1
+        if height % patch or image_width % patch:
+            raise UsageError(f"images of {height}x{image_width} cannot be cut into patches of --patch {patch}")
+        return dit(
+            patch=patch,
+            width=width,
+            depth=depth,
+            heads=max(width // 64, 1),
+            num_classes=num_classes,
+            dtype=dtype,
+        )
+    multipliers = (1, 2, 2) if max(height, image_width) < 64 else (1, 2, 2, 2)
+    if max(height, image_width) <= 16:
+        multipliers = (1, 2)
+    halvings = len(multipliers) - 1
+    if height % 2**halvings or image_width % 2**halvings:
+        raise UsageError(
+            f"images of {height}x{image_width} cannot be halved {halvings} times by the unet; "
+            f"pad or crop them to a multiple of {2**halvings}, or use --network dit with a --patch that divides them"
+        )
+    coarsest = max(height, image_width) // 2**halvings
+    return unet(
+        base=width,
+        multipliers=multipliers,
+        blocks=depth,
+        attention=(coarsest,),
+        num_classes=num_classes,
+        dtype=dtype,
+    )
+
+
+def compiler_options(options: NetworkOptions) -> dict[str, str] | None:
+    """What to give to a `jit` of this network on this backend."""
+    return convolution_options() if options.network == "unet" else None

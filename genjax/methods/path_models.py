@@ -1,0 +1,208 @@
+"""What all models on a Gaussian probability path share: a labelled network, a denoising loss, a sampler by name.
+
+Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598): with labels, training replaces each by the null label
+`num_classes` with probability `label_dropout`, and sampling at scale s uses `uncond + s (cond - uncond)`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from genjax import paths, predictions, samplers, times
+from genjax.arrays import as_example_keys, fold_each, normal
+from genjax.errors import UsageError, unknown
+from genjax.losses import denoising
+from genjax.training.steps import from_loss, new_state, with_ema
+from genjax.typing import (
+    Array,
+    Batch,
+    Key,
+    Knot,
+    Method,
+    Metrics,
+    Model,
+    Net,
+    Params,
+    Path,
+    State,
+    Trajectory,
+)
+
+_INITIAL_NOISE = 2**31 - 1
+"""Folded into an example's key for the noise it starts from; steps fold in 0, 1, 2, ..."""
+
+
+def check_labels(class_conditional: bool, label_dropout: float, num_classes: int) -> None:
+    """Refuse (UsageError) a class-conditional model of unlabelled data, and a dropout that is no probability."""
+    if class_conditional and not num_classes:
+        raise UsageError("--class-conditional needs labels, which these data do not have")
+    if not 0 <= label_dropout < 1:
+        raise UsageError(f"--label-dropout is {label_dropout}; expected at least 0 and below 1")
+
+
+def singular_at_noise(path: Path, predict: predictions.Kind) -> bool:
+    """Whether a prediction of `predict` leaves the data undetermined where the path is noise (alpha = 0)."""
+    with jax.ensure_compile_time_eval():
+        alpha = path.alpha(jnp.asarray(path.t_noise, jnp.float32))
+        return bool(alpha == 0) and predict in (predictions.noise, predictions.score)
+
+
+def uniform_knots(path: Path, predict: predictions.Kind, steps: int) -> Knot:
+    """`steps + 1` knots evenly spaced in t, over the whole path.
+
+    Where the prediction is singular at the noise end the grid starts at alpha / sigma = 0.001 instead.
+    """
+    start = None
+    if singular_at_noise(path, predict):
+        with jax.ensure_compile_time_eval():
+            start = float(paths.time_of_log_snr(path, 2 * jnp.log(0.001)))
+    return paths.knots(path, times.uniform(path, steps, start=start))
+
+
+def build(
+    net: Net,
+    optimizer: optax.GradientTransformation,
+    *,
+    event_shape: tuple[int, ...],
+    num_classes: int,
+    path: Path,
+    predict: predictions.Kind,
+    error: predictions.Kind,
+    weighting: denoising.Weighting,
+    density: times.TimeDensity,
+    knots: Callable[[int], Knot],
+    default_sampler: str,
+    default_steps: int,
+    first_order_end: bool,
+    ema_decay: float,
+    label_dropout: float,
+    compiler_options: dict[str, str] | None,
+) -> Method:
+    """The method of a network that predicts `predict` on `path`.
+
+    Args:
+        net: takes `(x, t)`, or `(x, t, label)` when `num_classes` > 0.
+        optimizer: from `genjax.training.steps.adamw`, or any of optax.
+        event_shape: shape of one example.
+        num_classes: 0 for a model without labels.
+        path: of training and sampling.
+        predict: what the network predicts.
+        error: the quantity whose squared error is the loss.
+        weighting: of that error.
+        density: of the training times.
+        knots: the sampling grid of a number of steps.
+        default_sampler: a name in `samplers.SAMPLERS`.
+        default_steps: of that sampler.
+        first_order_end: the network is not to be called where sigma = 0.
+        ema_decay: of the moving average that sampling uses.
+        label_dropout: probability of the null label in training.
+        compiler_options: for a `jit` of the step and the sampling.
+    """
+
+    def loss(params: Params, key: Key, batch: Batch) -> tuple[Array, Metrics]:
+        loss_key, label_key = jax.random.split(key)
+        label = None
+        if num_classes:
+            label = _labels_of(batch)
+            dropped = jax.random.bernoulli(label_key, label_dropout, label.shape)
+            label = jnp.where(dropped, num_classes, label)
+        errors = denoising.denoising_loss(
+            net.bind(params, label),
+            loss_key,
+            batch.data,
+            path=path,
+            predict=predict,
+            error=error,
+            weighting=weighting,
+            density=density,
+        )
+        return jnp.mean(errors), {}
+
+    def init(key: Key, batch: Batch) -> State:
+        t = jnp.full(batch.data.shape[:1], path.t_noise, batch.data.dtype)
+        inputs = (batch.data, t, _labels_of(batch)) if num_classes else (batch.data, t)
+        run_key, net_key = jax.random.split(key)
+        params = net.init(net_key, *inputs)
+        return new_state(run_key, params, optimizer.init(params))
+
+    def evaluate(params: Params, key: Key, batch: Batch) -> Metrics:
+        value, _ = loss(params, key, batch)
+        return {"loss": value}
+
+    def sample(
+        params: Params,
+        key: Key,
+        num: int,
+        *,
+        sampler: str = default_sampler,
+        steps: int = default_steps,
+        label: Array | None = None,
+        guidance: Array | float = 1.0,
+        noise: Array | None = None,
+        trace: bool = False,
+    ) -> Any:
+        """`num` draws `[num, ...]` in model units; with `trace` the pair of them and the `Trajectory`.
+
+        `key` may hold one key an example `[num]`; `noise` replaces the start `[num, ...]`. `label [num]` and
+        `guidance` (a number; 1 calls the network once a step, anything else on a doubled batch) need a
+        class-conditional model; without `label` it draws unconditionally.
+        """
+        chosen, grid = sampler_of(sampler), grid_of(steps)
+        keys = as_example_keys(key, num)
+        if noise is None:
+            noise = normal(fold_each(keys, jnp.uint32(_INITIAL_NOISE)), (num, *event_shape))
+        denoise = predictions.denoiser(sampling_model(params, num, label, guidance), path, predict)
+        start = grid.sigma[0] * noise
+        if not trace:
+            return samplers.sample(chosen, denoise, keys, start, grid)
+        x, states = samplers.sample(chosen, denoise, keys, start, grid, trace=True)
+        return x, Trajectory(grid.t, states)
+
+    def sampler_of(name: str) -> samplers.Sampler:
+        if name not in samplers.SAMPLERS:
+            raise unknown("sampler", name, samplers.SAMPLERS)
+        return samplers.SAMPLERS[name](path, first_order_end=first_order_end or None)
+
+    def grid_of(steps: int) -> Knot:
+        if steps < 1:
+            raise UsageError(f"--steps is {steps}; expected at least 1")
+        return knots(steps)
+
+    def network_calls(
+        *,
+        sampler: str = default_sampler,
+        steps: int = default_steps,
+        label: Array | None = None,
+        guidance: Array | float = 1.0,
+        **_: Any,
+    ) -> int:
+        guided = label is not None and not _is_one(guidance)
+        return steps * samplers.calls_per_step(sampler_of(sampler), (1, *event_shape)) * (2 if guided else 1)
+
+    def sampling_model(params: Params, num: int, label: Array | None, guidance: Array | float) -> Model:
+        if not num_classes:
+            if label is not None:
+                raise UsageError("this model has no classes: it was trained without --class-conditional")
+            return net.bind(params)
+        null = jnp.asarray(num_classes, jnp.int32)
+        if label is None:
+            return net.bind(params, jnp.full((num,), null))
+        if _is_one(guidance):
+            return net.bind(params, label)
+        return samplers.classifier_free(lambda *inputs: net.apply(params, *inputs), label, null, guidance)
+
+    step = with_ema(from_loss(loss, optimizer), ema_decay)
+    return Method(init, step, sample, network_calls, evaluate, compiler_options=compiler_options)
+
+
+def _is_one(guidance: Array | float) -> bool:
+    return isinstance(guidance, int | float) and guidance == 1
+
+
+def _labels_of(batch: Batch) -> Array:
+    if batch.label is None:
+        raise UsageError("the data have no labels: a class-conditional model needs some")
+    return batch.label

@@ -1,0 +1,175 @@
+"""The training loop: any `Method`, any data set, K steps a dispatch.
+
+K steps run as one `lax.scan` under one `jit` with the state donated. Where the data set fits on the device it stays
+there and a dispatch receives only indices; else the host gathers the K batches. Which examples a step sees
+depends on (seed, step) alone. A dispatch of K steps is part of the contract: a run cut at any multiple of K and
+continued gives bit for bit what one run gives.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from genjax.errors import UserError
+from genjax.training.data import Dataset, Scaling, batch_indices
+from genjax.training.steps import step_key
+from genjax.typing import Array, Batch, Key, Method, Metrics, State
+
+DEVICE_BYTES = 2 * 1024**3
+"""Data sets up to this size are kept on the device."""
+
+_DEQUANTISATION = 2**31 - 1
+"""Folded into a step's key for the dequantisation noise, so that it shares no draw with the method's."""
+
+OnDispatch = Callable[[State, int, dict[str, float]], bool]
+
+
+class Diverged(UserError):
+    """The loss is no longer finite."""
+
+
+def example_batch(dataset: Dataset, size: int = 2) -> Batch:
+    """A small batch in model units, from which `Method.init` reads shapes and dtypes."""
+    few = jax.tree.map(lambda values: jnp.asarray(values[:size]), dataset.train)
+    return few._replace(data=dataset.scaling.to_model(few.data))
+
+
+def make_dispatch(method: Method, scaling: Scaling, *, dequantise: bool) -> Callable[..., tuple[State, Metrics]]:
+    """`dispatch(state, source, chunk) -> (state, mean metrics)`: the K steps of `chunk`, jitted, state donated.
+
+    `source` is the whole data set as a `Batch` and `chunk` indices `[K, B]`, or `source` is None and `chunk` a
+    `Batch` of `[K, B, ...]`. Data are in data units; the step receives model units.
+    """
+
+    def one(state: State, source: Batch | None, piece: Any) -> tuple[State, Metrics]:
+        batch = piece if source is None else jax.tree.map(lambda values: values[piece], source)
+        noise_key = jax.random.fold_in(step_key(state), _DEQUANTISATION) if dequantise else None
+        return method.step(state, batch._replace(data=scaling.to_model(batch.data, noise_key)))
+
+    def dispatch(state: State, source: Batch | None, chunk: Any) -> tuple[State, Metrics]:
+        state, metrics = jax.lax.scan(lambda state, piece: one(state, source, piece), state, chunk)
+        return state, jax.tree.map(lambda values: jnp.mean(values, axis=0), metrics)
+
+    return jax.jit(dispatch, donate_argnums=0, compiler_options=method.compiler_options)
+
+
+def fit(
+    method: Method,
+    dataset: Dataset,
+    seed: int = 0,
+    *,
+    steps: int,
+    batch_size: int,
+    steps_per_dispatch: int = 50,
+    dequantise: bool = False,
+    state: State | None = None,
+    on_dispatch: OnDispatch | None = None,
+    progress: bool = True,
+) -> State:
+    """Train for `steps` steps in all and return the state.
+
+    Args:
+        method: from `genjax.methods`, or any record of the same functions.
+        dataset: from `genjax.training.data.load`.
+        seed: of initialisation, batches and noise.
+        steps: the step at which training ends.
+        batch_size: examples a step.
+        steps_per_dispatch: K; the callback, the bar and the metrics come once a dispatch.
+        dequantise: add uniform noise to integer data (see `Scaling.to_model`).
+        state: continue from this state; it is donated, do not use it afterwards.
+        on_dispatch: called as `on_dispatch(state, step, metrics)` after every dispatch, with the mean metrics of its
+            steps as floats; it may read the state but not keep it. Return True to stop.
+        progress: show a bar with loss, steps per second and time left.
+
+    Raises:
+        Diverged: a loss that is not finite.
+        ValueError: steps, batch_size or steps_per_dispatch below 1.
+    """
+    for name, value in dict(steps=steps, batch_size=batch_size, steps_per_dispatch=steps_per_dispatch).items():
+        if value < 1:
+            raise ValueError(f"{name} is {value}; expected at least 1")
+    if state is None:
+        state = method.init(jax.random.key(seed), example_batch(dataset))
+    source = _on_device(dataset.train)
+    num_examples = len(dataset.train.data)
+    dispatch = make_dispatch(method, dataset.scaling, dequantise=dequantise)
+    step = int(state.step)
+    with _progress_bar(steps, step, progress) as bar:
+        while step < steps:
+            count = min(steps_per_dispatch, steps - step)
+            indices = batch_indices(seed, step, count, batch_size, num_examples)
+            chunk: Any = indices if source is not None else _gather(dataset.train, indices)
+            state, device_metrics = dispatch(state, source, chunk)
+            step += count
+            metrics = {name: float(value) for name, value in jax.device_get(device_metrics).items()}
+            bar.update(count)
+            bar.set_postfix_str(" ".join(f"{name} {value:.4g}" for name, value in _shown(metrics)))
+            if not np.isfinite(metrics.get("loss", 0.0)):
+                raise Diverged(f"the loss is {metrics['loss']} within the {count} steps up to step {step}")
+            if on_dispatch is not None and on_dispatch(state, step, metrics):
+                break
+    return state
+
+
+def _shown(metrics: Mapping[str, float]) -> list[tuple[str, float]]:
+    return [(name, value) for name, value in metrics.items() if "loss" in name]
+
+
+def _on_device(batch: Batch) -> Batch | None:
+    size = sum(np.asarray(values).nbytes for values in jax.tree.leaves(batch))
+    return jax.tree.map(jnp.asarray, batch) if size <= DEVICE_BYTES else None
+
+
+def _gather(batch: Batch, indices: np.ndarray) -> Batch:
+    return jax.tree.map(lambda values: np.asarray(values)[indices], batch)
+
+
+def _progress_bar(steps: int, done: int, visible: bool) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(
+        total=steps,
+        initial=done,
+        disable=not visible,
+        dynamic_ncols=True,
+        unit="step",
+        desc="training",
+        mininterval=0.2,
+    )
+
+
+def make_evaluate(
+    method: Method, dataset: Dataset, *, max_examples: int, batch_size: int
+) -> Callable[[Any, Key], dict[str, float]] | None:
+    """`evaluate(params, key) -> mean metrics` over held-out examples; None when the method has no `evaluate`.
+
+    The first `max_examples` held-out examples, in whole batches (at least one, the last cut off); the same
+    key gives the same draws, so numbers of different steps compare.
+    """
+    if method.evaluate is None:
+        return None
+    batch_size = min(batch_size, len(dataset.test.data))
+    num_batches = max(min(max_examples, len(dataset.test.data)) // batch_size, 1)
+    held_out = jax.tree.map(
+        lambda values: jnp.asarray(values[: num_batches * batch_size]).reshape(
+            num_batches, batch_size, *values.shape[1:]
+        ),
+        dataset.test,
+    )
+    evaluate_batch = method.evaluate
+
+    def evaluate(params: Any, key: Key, held_out: Batch) -> Metrics:
+        def one(index: Array, batch: Batch) -> tuple[Array, Metrics]:
+            batch = batch._replace(data=dataset.scaling.to_model(batch.data))
+            return index + 1, evaluate_batch(params, jax.random.fold_in(key, index), batch)
+
+        _, metrics = jax.lax.scan(one, jnp.zeros((), jnp.int32), held_out)
+        return jax.tree.map(lambda values: jnp.mean(values, axis=0), metrics)
+
+    compiled = jax.jit(evaluate, compiler_options=method.compiler_options)
+    return lambda params, key: {
+        name: float(value) for name, value in jax.device_get(compiled(params, key, held_out)).items()
+    }

@@ -1,0 +1,122 @@
+"""Training steps from losses: combinators that build `Method.init` and `Method.step`.
+
+A step is a pure function `(state, batch) -> (state, metrics)`. Its randomness is `fold_in(seed, step)`, so a state
+is all there is to know about where a run stands. Methods with several optimizers write their own step with
+`step_key` and `apply_gradients`; the loop, the checkpoints and the scripts see only the step.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from genjax.typing import Array, Batch, Key, Metrics, Params, State
+
+Loss = Callable[[Params, Key, Batch], tuple[Array, Metrics]]
+Step = Callable[[State, Batch], tuple[State, Metrics]]
+
+
+def new_state(key: Key, params: Params, opt_state: Any, *, ema: Params = None, frozen: Any = ()) -> State:
+    """The state before the first step; `ema` defaults to a copy of `params`.
+
+    Args:
+        key: the run's key; its raw data become `State.seed`.
+        params: what optimizers change.
+        opt_state: their memory.
+        ema: what sampling uses, if it is not an average of all of `params`.
+        frozen: arrays that steps only read; copied.
+    """
+    ema = params if ema is None else ema
+    ema, frozen = jax.tree.map(jnp.copy, (ema, frozen))  # states are donated: theirs alone, and each buffer once
+    return State(jnp.zeros((), jnp.int32), jax.random.key_data(key), params, ema, opt_state, frozen)
+
+
+def step_key(state: State) -> Key:
+    """The key of the coming step: `fold_in(seed, step)`."""
+    return jax.random.fold_in(jax.random.wrap_key_data(state.seed), state.step)
+
+
+def apply_gradients(
+    optimizer: optax.GradientTransformation, grads: Params, opt_state: Any, params: Params
+) -> tuple[Params, Any]:
+    """`(params, opt_state)` after one update."""
+    updates, opt_state = optimizer.update(grads, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state
+
+
+def from_loss(loss: Loss, optimizer: optax.GradientTransformation) -> Step:
+    """One gradient step on `loss(params, key, batch) -> (scalar, metrics)`; the metrics gain `loss` and `grad_norm`."""
+
+    def step(state: State, batch: Batch) -> tuple[State, Metrics]:
+        (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.params, step_key(state), batch)
+        params, opt_state = apply_gradients(optimizer, grads, state.opt_state, state.params)
+        state = state._replace(step=state.step + 1, params=params, opt_state=opt_state)
+        return state, {"loss": value, "grad_norm": optax.tree.norm(grads), **metrics}
+
+    return step
+
+
+def with_ema(step: Step, decay: float, *, select: Callable[[Params], Params] = lambda params: params) -> Step:
+    """`step`, followed by `ema <- d ema + (1 - d) select(params)` with `d = min(decay, (1 + k) / (10 + k))` at step k.
+
+    The warm-up forgets the initial parameters quickly. `decay = 0` copies the parameters.
+
+    Args:
+        step: any training step.
+        decay: in [0, 1).
+        select: the part of the parameters that is averaged, e.g. the generator of a GAN.
+
+    Raises:
+        ValueError: decay outside [0, 1).
+    """
+    if not 0 <= decay < 1:
+        raise ValueError(f"decay is {decay}; expected at least 0 and below 1")
+
+    def averaged(state: State, batch: Batch) -> tuple[State, Metrics]:
+        after, metrics = step(state, batch)
+        count = state.step.astype(jnp.float32)
+        d = jnp.minimum(decay, (1 + count) / (10 + count))
+        ema = jax.tree.map(lambda e, p: e + (1 - d).astype(e.dtype) * (p - e), state.ema, select(after.params))
+        return after._replace(ema=ema), metrics
+
+    return averaged
+
+
+def adamw(
+    learning_rate: float,
+    steps: int,
+    *,
+    schedule: str = "cosine",
+    warmup: int = 0,
+    weight_decay: float = 0.0,
+    clip_norm: float = 1.0,
+    b2: float = 0.999,
+) -> optax.GradientTransformation:
+    """AdamW behind clipping of the gradient's global norm, with a learning-rate schedule over `steps` steps.
+
+    Args:
+        learning_rate: the peak.
+        steps: how many steps the schedule spans.
+        schedule: `cosine` (to 0), `linear` (to 0) or `constant`.
+        warmup: steps of linear rise from 0.
+        weight_decay: decoupled.
+        clip_norm: the greatest global norm of the gradient; 0 for none.
+        b2: decay of the second moment.
+
+    Raises:
+        ValueError: an unknown schedule.
+    """
+    decay_steps = max(steps - warmup, 1)
+    if schedule == "cosine":
+        after = optax.cosine_decay_schedule(learning_rate, decay_steps)
+    elif schedule == "linear":
+        after = optax.linear_schedule(learning_rate, 0.0, decay_steps)
+    elif schedule == "constant":
+        after = optax.constant_schedule(learning_rate)
+    else:
+        raise ValueError(f"schedule is {schedule!r}; expected cosine, linear or constant")
+    rate = optax.join_schedules([optax.linear_schedule(0.0, learning_rate, max(warmup, 1)), after], [warmup])
+    adam = optax.adamw(rate if warmup else after, b2=b2, weight_decay=weight_decay)
+    return optax.chain(optax.clip_by_global_norm(clip_norm), adam) if clip_norm else adam

@@ -1,0 +1,231 @@
+"""Runge-Kutta samplers: orders of convergence, parity with other implementations, the landing, either clock."""
+
+import functools
+from pathlib import Path as File
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from genjax import oracles, paths, predictions, times
+from genjax.samplers import SAMPLERS, ddim, euler, heun, midpoint, rk4, sample
+from genjax.samplers.ode import singular_at_data, velocity
+from genjax.typing import Knot, Path, Prediction
+
+REFERENCE = np.load(File(__file__).parents[1] / "reference" / "losses_samplers_trajectories.npz")
+
+
+def oracle():
+    return oracles.mixture(*(REFERENCE[f"mixture_{name}"] for name in ("weights", "means", "covs")))
+
+
+# Orders of convergence
+
+INTERVALS = {  # from the noise end (edm: from a level that dwarfs the data) to short of the data end
+    "linear": (paths.linear(), 0.0, 0.9),
+    "cosine": (paths.cosine(), 1.0, 0.1),
+    "vp": (paths.vp(), 1.0, 0.1),
+    "edm": (paths.edm(), 10.0, 0.1),
+}
+STEPS = (32, 64, 128)
+
+
+def _smooth_grid(start, end, steps, length):
+    """`steps` intervals, even in the cube root of t, then knots that repeat the end up to `length` intervals."""
+    u = np.minimum(np.arange(length + 1) / steps, 1.0)
+    return (start ** (1 / 3) + u * (end ** (1 / 3) - start ** (1 / 3))) ** 3
+
+
+def _run_on_all_intervals(name, step_counts):
+    """Results `[path, step count, 16, 2]` from the same starts, by one compilation."""
+    all_paths = [path for path, _, _ in INTERVALS.values()]
+    mix, noise = oracle(), jnp.asarray(REFERENCE["noise"])
+
+    def one(index, t):
+        def choose(field):
+            return lambda t: jax.lax.switch(index, [getattr(path, field) for path in all_paths], t)
+
+        path = Path(choose("alpha"), choose("sigma"), 0.0, 1.0)
+        knots = paths.knots(path, t)
+        sampler = SAMPLERS[name](path, first_order_end=False)
+        return sample(sampler, oracles.denoiser(mix), jax.random.key(0), knots.sigma[0] * noise, knots)
+
+    grids = jnp.asarray(
+        [
+            [_smooth_grid(start, end, steps, step_counts[-1]) for steps in step_counts]
+            for _, start, end in INTERVALS.values()
+        ]
+    )
+    indices = jnp.arange(len(all_paths))
+    return np.asarray(jax.jit(jax.vmap(jax.vmap(one, in_axes=(None, 0))))(indices, grids))
+
+
+@functools.cache
+def _fine_solution():
+    return _run_on_all_intervals("rk4", (2048,))
+
+
+@pytest.mark.parametrize(("name", "order"), [("euler", 1), ("ddim", 1), ("heun", 2), ("midpoint", 2), ("rk4", 4)])
+def test_order_of_convergence(float64, name, order):
+    errors = np.sqrt(np.mean((_run_on_all_intervals(name, STEPS) - _fine_solution()) ** 2, axis=(2, 3)))
+    slopes = np.log2(errors[:, :-1] / errors[:, 1:])
+    for path, error, slope in zip(INTERVALS, errors, slopes, strict=True):
+        print(f"{name} on {path}: errors {error}, orders {slope}")
+    assert np.all(errors < 0.2)
+    assert np.all(slopes[:, -1] > order - 0.1)
+    assert np.all(slopes[:, -1] < order + 0.5)
+
+
+# Parity
+
+
+def _trajectory(sampler, start, knots):
+    return sample(sampler, oracles.denoiser(oracle()), jax.random.key(0), start, knots, trace=True)[1]
+
+
+def _check_flow(dtype, tolerance):
+    path = paths.linear()
+    knots = paths.knots(path, jnp.linspace(0, 1, 11, dtype=dtype))
+    noise = jnp.asarray(REFERENCE["noise"], dtype)
+    samplers = {"euler": euler(path), "midpoint": midpoint(path), "heun2": heun(path)}
+    for name, sampler in samplers.items():
+        difference = np.abs(_trajectory(sampler, noise, knots) - REFERENCE[f"flow_{name}_n10_x"]).max()
+        print(f"flow {name} {dtype.__name__}: {difference:.1e}")
+        assert difference < tolerance, name
+
+
+def _check_karras(dtype, tolerance):
+    path = paths.edm()
+    noise = jnp.asarray(REFERENCE["noise"], dtype)
+    heun_edm = heun(path, first_order_end=True)
+    cases = [
+        ("karras_diffusers_n10_sigma", "karras_diffusers_euler_n10_x", euler(path)),
+        ("karras_diffusers_n10_sigma", "karras_diffusers_heun_n10_x", heun_edm),
+        ("karras_kdiffusion_n10_sigma", "karras_kdiffusion_euler_n10_x", euler(path)),
+        ("karras_kdiffusion_n10_sigma", "karras_kdiffusion_heun_n10_x", heun_edm),
+        ("edm_sigma", "edm_x", heun_edm),
+    ]
+    run = {sampler: jax.jit(functools.partial(_trajectory, sampler)) for sampler in (cases[0][2], heun_edm)}
+    for grid, expected, sampler in cases:
+        knots = paths.knots(path, jnp.asarray(REFERENCE[grid], dtype))
+        states = run.get(sampler, run[cases[0][2]])(knots.sigma[0] * noise, knots)
+        expected_states = REFERENCE[expected]
+        difference = np.abs((states - expected_states) / np.maximum(1, np.abs(expected_states))).max()
+        print(f"{expected} {dtype.__name__}: {difference:.1e}")
+        assert difference < tolerance, expected
+
+
+def test_parity_in_float64(float64):
+    _check_flow(jnp.float64, 1e-9)
+    _check_karras(jnp.float64, 1e-8)
+
+
+def test_parity_in_float32():
+    _check_flow(jnp.float32, 5e-5)
+    _check_karras(jnp.float32, 1e-4)
+
+
+def test_the_grid_of_edm_is_the_one_of_the_parity(float64):
+    np.testing.assert_allclose(times.karras(paths.edm(), 18), REFERENCE["edm_sigma"], rtol=1e-10)
+
+
+# The landing
+
+SINGULAR = {"linear": False, "cosine": False, "vp": True, "sub_vp": False, "ve": False, "edm": False, "ddpm": False}
+
+
+def test_paths_whose_velocity_is_infinite_at_the_data():
+    makers = {name: getattr(paths, name) for name in SINGULAR}
+    makers["ddpm"] = lambda: paths.ddpm(paths.linear_betas(10))
+    assert {name: singular_at_data(make()) for name, make in makers.items()} == SINGULAR
+    assert jax.jit(lambda: singular_at_data(paths.vp()))()
+
+
+def _undefined_at_data(x, knot):
+    """A denoiser that cannot be called where sigma = 0."""
+    data, noise = oracles.denoise(oracle(), x, knot.alpha, knot.sigma)
+    return Prediction(data, jnp.where(knot.sigma == 0, jnp.nan, noise))
+
+
+@pytest.mark.parametrize(("higher", "lower"), [(heun, euler), (rk4, midpoint)], ids=["heun", "rk4"])
+def test_a_first_order_end_does_not_call_where_it_lands(float64, higher, lower):
+    path, key = paths.linear(), jax.random.key(0)
+    x, knots = jnp.asarray(REFERENCE["noise"]), paths.knots(path, jnp.linspace(0.0, 1.0, 5))
+    run = functools.partial(sample, denoise=_undefined_at_data, key=key, trace=True)
+    last, states = run(higher(path, first_order_end=True), x=x, knots=knots)
+    assert np.all(np.isfinite(states))
+    end = jax.tree.map(lambda value: value[-2:], knots)
+    np.testing.assert_allclose(last, run(lower(path), x=states[-2], knots=end)[0], atol=1e-12)
+    reaching, states_reaching = run(higher(path, first_order_end=False), x=x, knots=knots)
+    np.testing.assert_allclose(states_reaching[:-1], states[:-1], atol=1e-12)
+    assert np.all(np.isnan(reaching))
+
+
+def test_heun_keeps_order_two_and_rk4_order_three_with_a_first_order_end(float64):
+    path, mix = paths.linear(), oracle()
+    noise = jnp.asarray(REFERENCE["noise"])
+
+    def run(sampler, steps):
+        knots = paths.knots(path, jnp.linspace(0.0, 1.0, steps + 1))
+        return sample(sampler, oracles.denoiser(mix), jax.random.key(0), noise, knots)
+
+    fine = run(rk4(path), 1024)
+    for make, order in [(heun, 2), (rk4, 3)]:
+        errors = [
+            float(jnp.sqrt(jnp.mean((run(make(path, first_order_end=True), steps) - fine) ** 2))) for steps in (64, 128)
+        ]
+        print(f"{make.__name__} landing by a lower order on linear: {errors}, order {np.log2(errors[0] / errors[1])}")
+        assert np.log2(errors[0] / errors[1]) > order - 0.2
+
+
+def test_every_default_lands_on_sigma_zero_of_vp():
+    path, mix = paths.vp(), oracle()
+    knots = paths.knots(path, times.uniform(path, 20))
+    noise = jnp.asarray(REFERENCE["noise"], jnp.float32)
+    assert knots.sigma[-1] == 0
+    exact = sample(
+        rk4(path), oracles.denoiser(mix), jax.random.key(0), noise, paths.knots(path, times.karras(path, 50))
+    )
+    for make in (euler, heun, midpoint, rk4):
+        result = sample(make(path), oracles.denoiser(mix), jax.random.key(0), noise, knots)
+        error = np.sqrt(np.mean((result - exact) ** 2))
+        print(f"{make.__name__} in 20 even steps to t = 0 of vp: rms error {error:.4f}")
+        assert error < 0.1
+
+
+# Velocity and clocks
+
+
+def test_velocity_is_the_marginal_velocity(float64):
+    mix, x = oracle(), jnp.asarray(REFERENCE["noise"])
+    for path, start, end in INTERVALS.values():
+        t = jnp.asarray((start + end) / 2)
+        calls = []
+        model = lambda x, t, path=path, calls=calls: calls.append(None) or oracles.velocity(mix, x, t, path=path)  # noqa: E731
+        denoise = predictions.denoiser(model, path, predictions.velocity)
+        expected = oracles.velocity(mix, x, t, path=path)
+        np.testing.assert_allclose(velocity(denoise, path, x, paths.knots(path, t)), expected, atol=1e-12)
+        assert len(calls) == 1
+
+
+@pytest.mark.parametrize("make", [euler, heun, midpoint, rk4])
+def test_the_direction_of_the_clock_does_not_matter(float64, make):
+    forward = paths.linear()
+    backward = Path(alpha=lambda t: 1 - t, sigma=lambda t: t, t_data=0.0, t_noise=1.0)
+    noise = jnp.asarray(REFERENCE["noise"])
+    results = [
+        sample(
+            make(path), oracles.denoiser(oracle()), jax.random.key(0), noise, paths.knots(path, times.uniform(path, 6))
+        )
+        for path in (forward, backward)
+    ]
+    np.testing.assert_allclose(*results, atol=1e-12)
+
+
+def test_equal_knots_leave_x_where_it_is(float64):
+    path, x = paths.cosine(), jnp.asarray(REFERENCE["noise"])
+    knots = paths.knots(path, jnp.full(2, 0.4))
+    for sampler in (euler(path), heun(path), midpoint(path), rk4(path), ddim()):
+        result = sample(sampler, oracles.denoiser(oracle()), jax.random.key(0), x, Knot(*knots))
+        np.testing.assert_allclose(result, x, atol=1e-12)

@@ -1,0 +1,107 @@
+"""Step combinators: gradients, moving averages and randomness do what their equations say."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from genjax.training.steps import adamw, from_loss, new_state, step_key, with_ema
+from genjax.typing import Batch
+
+
+def _quadratic(params, key, batch):
+    return 0.5 * jnp.sum((params - batch.data) ** 2), {"size": jnp.sum(params)}
+
+
+def _state(params, optimizer):
+    return new_state(jax.random.key(3), params, optimizer.init(params))
+
+
+def test_a_step_is_the_optimizers_update():
+    optimizer = optax.sgd(0.1)
+    params, data = jnp.array([1.0, 2.0]), jnp.array([0.0, 1.0])
+    state, metrics = from_loss(_quadratic, optimizer)(_state(params, optimizer), Batch(data))
+    np.testing.assert_allclose(state.params, params - 0.1 * (params - data), rtol=1e-6)
+    assert int(state.step) == 1
+    np.testing.assert_allclose(metrics["loss"], 1.0)
+    np.testing.assert_allclose(metrics["grad_norm"], np.sqrt(2.0), rtol=1e-6)
+    np.testing.assert_allclose(metrics["size"], 3.0)
+
+
+def test_each_step_has_its_own_key_and_the_same_one_when_repeated():
+    optimizer = optax.sgd(0.0)
+
+    def loss(params, key, batch):
+        return jnp.sum(params**2), {"draw": jax.random.uniform(key)}
+
+    step = from_loss(loss, optimizer)
+    state = _state(jnp.ones(2), optimizer)
+    first, one = step(state, Batch(jnp.ones(2)))
+    _, again = step(state, Batch(jnp.ones(2)))
+    _, two = step(first, Batch(jnp.ones(2)))
+    assert one["draw"] == again["draw"] != two["draw"]
+    expected = jax.random.fold_in(jax.random.key(3), 0)
+    assert jnp.array_equal(jax.random.key_data(step_key(state)), jax.random.key_data(expected))
+
+
+def test_moving_average_follows_its_equation_with_warm_up():
+    optimizer, decay = optax.sgd(0.3), 0.3
+    step = with_ema(from_loss(_quadratic, optimizer), decay)
+    state = _state(jnp.array([4.0]), optimizer)
+    ema = np.array([4.0])
+    for k in range(6):
+        state, _ = step(state, Batch(jnp.array([0.0])))
+        d = min(decay, (1 + k) / (10 + k))
+        ema = d * ema + (1 - d) * np.asarray(state.params)
+        np.testing.assert_allclose(state.ema, ema, rtol=1e-5)
+
+
+def test_moving_average_of_a_part_and_of_constants_is_exact():
+    optimizer = optax.sgd(0.0)
+    params = {"kept": jnp.array([0.1, 1 / 3]), "other": jnp.array([5.0])}
+    step = with_ema(
+        from_loss(lambda p, key, batch: (jnp.sum(p["other"]), {}), optimizer), 0.9, select=lambda p: p["kept"]
+    )
+    state = new_state(jax.random.key(0), params, optimizer.init(params), ema=params["kept"])
+    for _ in range(5):
+        state, _ = step(state, Batch(jnp.ones(1)))
+    assert np.array_equal(state.ema, params["kept"])
+
+
+def test_decay_must_be_one():
+    with pytest.raises(ValueError, match="decay is 1"):
+        with_ema(lambda state, batch: (state, {}), 1.0)
+
+
+def _rate_at(optimizer, count):
+    """The learning rate after `count` steps: an Adam update with constant gradients has size rate."""
+    params = jnp.zeros(1)
+    opt_state = optimizer.init(params)
+    for _ in range(count + 1):
+        updates, opt_state = optimizer.update(jnp.ones(1), opt_state, params)
+    return -float(updates[0])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "count", "expected"),
+    [("cosine", 0, 0.0), ("cosine", 5, 0.5), ("cosine", 10, 1.0), ("cosine", 60, 0.5), ("cosine", 110, 0.0)]
+    + [("linear", 60, 0.5), ("constant", 60, 1.0)],
+)
+def test_learning_rate_schedule(schedule, count, expected):
+    optimizer = adamw(1.0, 110, schedule=schedule, warmup=10)
+    np.testing.assert_allclose(_rate_at(optimizer, count), expected, atol=1e-4)
+
+
+def test_gradients_are_clipped_to_a_global_norm():
+    optimizer = adamw(1.0, 10, schedule="constant", clip_norm=1.0)
+    params = jnp.zeros(2)
+    state = optimizer.init(params)
+    _, state = optimizer.update(jnp.array([30.0, 40.0]), state, params)
+    moments = [leaf for leaf in jax.tree.leaves(state) if leaf.shape == (2,)]
+    np.testing.assert_allclose(moments[0], 0.1 * np.array([0.6, 0.8]), rtol=1e-5)
+
+
+def test_unknown_schedule():
+    with pytest.raises(ValueError, match="schedule is 'step'"):
+        adamw(1.0, 10, schedule="step")
