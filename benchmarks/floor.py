@@ -7,6 +7,7 @@ options. Ratios are taken round by round in one process, alternating. Writes the
 """
 
 import dataclasses
+import functools
 import time
 from typing import Any
 
@@ -70,13 +71,9 @@ def time_rows(rounds: int) -> list[list[str]]:
         grid = paths.knots(path, times.discrete(times.trailing_indices(1000, steps), 1000))
         key = jax.random.key(2)
         for sampler in ("ddim", "ddpm"):
-            ours = _sampling(net, sampler, path, compiler_options)
-            floor = _bare(net, compiler_options)
-            calls = [
-                lambda ours=ours: ours(params, key, x, grid),
-                lambda floor=floor: floor(params, x, grid.t[:-1]),
-            ]
-            seconds = timing.alternate(calls, rounds=rounds)
+            ours = functools.partial(_sampling(net, sampler, path, compiler_options), params, key, x, grid)
+            floor = functools.partial(_bare(net, compiler_options), params, x, grid.t[:-1])
+            seconds = timing.alternate([ours, floor], rounds=rounds)
             measured, per_call = timing.ratio(*seconds), timing.summary(seconds[1]).median / steps
             rows.append(
                 [

@@ -3,9 +3,9 @@
     python -m benchmarks.quality [--seeds 5] [--data moons ...] [--methods ddpm ...]
 
 Each run trains with the method's own defaults, draws 10,000 samples with its default sampler and solves the
-assignment problem against 10,000 fresh points exactly. The floor is the distance of two fresh sets of that size. Finished
-runs are kept in `benchmarks/results/quality.json`, so an interrupted benchmark continues. Writes the table of
-`benchmarks/README.md`.
+assignment problem against 10,000 fresh points exactly. The floor is the distance of two fresh sets of that size.
+Writes the table of `benchmarks/README.md`. Finished runs are kept in `benchmarks/results/quality.json`, so an
+interrupted benchmark continues.
 """
 
 import dataclasses

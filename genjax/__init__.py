@@ -1,0 +1,1 @@
+"""The mathematics of generative models as pure functions in JAX."""

@@ -37,7 +37,15 @@ def example_keys(key: Key, num: int, start: int = 0) -> Key:
 
 
 def as_example_keys(key: Key, num: int) -> Key:
-    """`key` itself when it already holds one key an example (`[num]`), else `example_keys(key, num)`."""
+    """`key` itself when it already holds one key an example (`[num]`), else `example_keys(key, num)`.
+
+    Raw uint32 keys (`jax.random.PRNGKey`) become typed ones.
+
+    Raises:
+        ValueError: another number of keys.
+    """
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.wrap_key_data(key)
     if key.ndim == 0:
         return example_keys(key, num)
     if key.shape != (num,):
@@ -56,9 +64,14 @@ def normal(key: Key, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> 
 
     Returns:
         An array of `shape` whose row i depends only on the key of example i.
+
+    Raises:
+        ValueError: noise of another shape, or another number of keys.
     """
     if jnp.issubdtype(key.dtype, jnp.floating):
-        return key.reshape(shape).astype(dtype)
+        if key.shape != shape:
+            raise ValueError(f"noise has shape {key.shape}; expected {shape}")
+        return key.astype(dtype)
     keys = as_example_keys(key, shape[0])
     return jax.vmap(lambda one: jax.random.normal(one, shape[1:], dtype))(keys)
 

@@ -78,9 +78,8 @@ def from_json(options_type: Any, content: Any, where: str) -> Any:
         raise UserError(f"{where} does not fit this version of genjax: field {odd} unknown or missing")
     values = {}
     for name, value in content.items():
-        default = fields[name].default
-        nested = dataclasses.is_dataclass(default)
-        values[name] = from_json(type(default), value, f"{where}.{name}") if nested else value
+        factory: Any = fields[name].default_factory
+        values[name] = from_json(factory, value, f"{where}.{name}") if dataclasses.is_dataclass(factory) else value
     return options_type(**values)
 
 
@@ -88,7 +87,7 @@ def use_compilation_cache() -> None:
     """Keep compiled programs on disk between runs, one directory a host; JAX's own settings win."""
     import jax
 
-    if os.environ.get("JAX_COMPILATION_CACHE_DIR") or jax.config.jax_compilation_cache_dir:
+    if os.environ.get("JAX_COMPILATION_CACHE_DIR") or jax.config.values.get("jax_compilation_cache_dir"):
         return
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     directory = cache / "genjax" / "compiled" / (platform.node() or "host")

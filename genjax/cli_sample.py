@@ -181,7 +181,7 @@ def _write(run: Any, samples: Any, label: Any, options: Options, out: Path) -> N
     from genjax.drawing import picture
     from genjax.training.run_dir import atomic_write
 
-    arrays = {"samples": np.asarray(run.scaling.to_data(samples), np.float32)}
+    arrays: dict[str, Any] = {"samples": np.asarray(run.scaling.to_data(samples), np.float32)}
     if label is not None:
         arrays["label"] = label
     buffer = io.BytesIO()

@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
     from genjax.methods import METHODS
 
     if not arguments or arguments[0] in ("-h", "--help"):
-        listing = "\n".join(f"  {name:16}{module.__doc__.splitlines()[0]}" for name, module in METHODS.items())
+        listing = "\n".join(f"  {name:16}{_summary(module)}" for name, module in METHODS.items())
         print(_HELP.format(methods=listing))
         if not arguments:
             raise UsageError(f"expected a method: {', '.join(METHODS)}")
@@ -48,6 +48,10 @@ def main(arguments: list[str]) -> int:
     return _train(name, METHODS[name], command.method, command.training)
 
 
+def _summary(module: Any) -> str:
+    return str(module.__doc__).splitlines()[0]
+
+
 def _command(name: str, module: Any) -> Any:
     from genjax.training.options import TrainingOptions
 
@@ -56,7 +60,7 @@ def _command(name: str, module: Any) -> Any:
         [("method", module.Config, module.Config()), ("training", TrainingOptions, TrainingOptions())],
         frozen=True,
     )
-    command.__doc__ = f"{module.__doc__.splitlines()[0]}\n\nNo option is needed; the same command again resumes."
+    command.__doc__ = f"{_summary(module)}\n\nNo option is needed; the same command again resumes."
     return command
 
 
@@ -269,7 +273,7 @@ class _Training:
 
         def ask(number: int, frame: object) -> None:
             self.signal = number
-            signal.signal(number, previous[number])
+            signal.signal(number, previous[signal.Signals(number)])
             print("\nstopping after these steps ...", file=sys.stderr, flush=True)
 
         previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -8,7 +8,8 @@ With the responsibilities r_k(x) and `u_k = C_k^-1 (x - alpha m_k)`:
 
     E[data | x]  = sum_k r_k (m_k + alpha S_k u_k)          E[noise | x] = sigma sum_k r_k u_k
     score        = -sum_k r_k u_k                           velocity     = alpha' E[data | x] + sigma' E[noise | x]
-    Cov[data | x] = sum_k r_k (P_k + (d_k - d)(d_k - d)^T),  P_k = S_k - alpha^2 S_k C_k^-1 S_k,  d_k = m_k + alpha S_k u_k
+    Cov[data | x] = sum_k r_k (P_k + (d_k - d)(d_k - d)^T)
+                   P_k = S_k - alpha^2 S_k C_k^-1 S_k,  d_k = m_k + alpha S_k u_k,  d = E[data | x]
 
 Everything is computed in the eigenbasis of S_k, so nothing is inverted and no end of a path is singular when the
 S_k are positive definite. Points are vectors `[B, D]`; alpha and sigma are scalars or `[B]`.
@@ -19,6 +20,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from genjax import paths, predictions
 from genjax.arrays import normal
@@ -34,7 +36,7 @@ class Mixture(NamedTuple):
     eigenvectors: Array  # [K, D, D], columns
 
 
-def mixture(weights: Array, means: Array, covariances: Array) -> Mixture:
+def mixture(weights: ArrayLike, means: ArrayLike, covariances: ArrayLike) -> Mixture:
     """The mixture with these weights `[K]`, means `[K, D]` and covariances `[K, D, D]`, or `[K]` times identity.
 
     Raises:
@@ -49,7 +51,7 @@ def mixture(weights: Array, means: Array, covariances: Array) -> Mixture:
         covariances = covariances[:, None, None] * np.eye(dimension)
     if covariances.shape != (components, dimension, dimension):
         raise ValueError(f"covariances {covariances.shape} must be [K] or [K, D, D] for means {means.shape}")
-    if np.any(weights < 0) or abs(weights.sum() - 1) > 1e-6:
+    if not (np.all(weights >= 0) and abs(weights.sum() - 1) <= 1e-6):
         raise ValueError(f"weights must be at least 0 and sum to 1; their sum is {weights.sum():.6g}")
     if not np.allclose(covariances, covariances.swapaxes(1, 2)):
         raise ValueError("covariances must be symmetric")
@@ -86,7 +88,7 @@ class _Components(NamedTuple):
     sigma: Array  # [B, 1, 1]
 
 
-def _components(mix: Mixture, x: Array, alpha: Array, sigma: Array) -> _Components:
+def _components(mix: Mixture, x: Array, alpha: Array | float, sigma: Array | float) -> _Components:
     alpha = jnp.broadcast_to(alpha, x.shape[:1])[:, None, None]
     sigma = jnp.broadcast_to(sigma, x.shape[:1])[:, None, None]
     variances = alpha**2 * mix.eigenvalues[None] + sigma**2
@@ -97,7 +99,7 @@ def _components(mix: Mixture, x: Array, alpha: Array, sigma: Array) -> _Componen
     return _Components(log_joint, whitened, variances, alpha, sigma)
 
 
-def log_density(mix: Mixture, x: Array, alpha: Array = 1.0, sigma: Array = 0.0) -> Array:
+def log_density(mix: Mixture, x: Array, alpha: Array | float = 1.0, sigma: Array | float = 0.0) -> Array:
     """`log p(x)` of `alpha data + sigma noise`, `[B]`, nats; by default of the data themselves."""
     return jax.nn.logsumexp(_components(mix, x, alpha, sigma).log_joint, axis=-1)
 
@@ -118,7 +120,7 @@ def denoise(mix: Mixture, x: Array, alpha: Array, sigma: Array) -> Prediction:
     return _expectation(mix, _components(mix, x, alpha, sigma))
 
 
-def score(mix: Mixture, x: Array, alpha: Array = 1.0, sigma: Array = 0.0) -> Array:
+def score(mix: Mixture, x: Array, alpha: Array | float = 1.0, sigma: Array | float = 0.0) -> Array:
     """`grad_x log p(x)` of `alpha data + sigma noise`, `[B, D]`."""
     parts = _components(mix, x, alpha, sigma)
     responsibilities = jax.nn.softmax(parts.log_joint, axis=-1)

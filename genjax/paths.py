@@ -9,16 +9,17 @@ own clock:
                         dx = f x dt + g dw,   f = alpha'/alpha,   g^2 = 2 sigma^2 |sigma'/sigma - alpha'/alpha|
     transition s -> t (t noisier), with r = (alpha_t sigma_s) / (alpha_s sigma_t)
                         q(x_t | x_s) = N((alpha_t / alpha_s) x_s, sigma_t^2 (1 - r^2) I)
-    posterior           q(x_s | x_t, data) = N(r (sigma_s / sigma_t) x_t + alpha_s (1 - r^2) data, sigma_s^2 (1 - r^2) I)
+    posterior           q(x_s | x_t, data) = N(mean, sigma_s^2 (1 - r^2) I)
+                        mean = r (sigma_s / sigma_t) x_t + alpha_s (1 - r^2) data
 
 Clock: each path keeps that of its literature, and no code translates clocks.
 
-    path                              data at   noise at   source
-    linear()                          t = 1     t = 0      Lipman et al. 2023 (arXiv 2210.02747), Liu et al. 2023 (2209.03003)
-    cosine()                          t = 0     t = 1      Salimans & Ho 2022 (2202.00512)
-    vp(), sub_vp(), ve()              t = 0     t = 1      Song et al. 2021 (2011.13456), eqs 29-33
-    edm()                             t = 0     t = sigma_max (t is the noise level)   Karras et al. 2022 (2206.00364)
-    ddpm(betas)                       t = 0     t = 1      Ho et al. 2020 (2006.11239); index k - 1 of its tables is t = k / T
+    path                    data at   noise at         source
+    linear()                t = 1     t = 0            Lipman et al. 2023 (arXiv 2210.02747), Liu et al. 2023 (2209.03003)
+    cosine()                t = 0     t = 1            Salimans & Ho 2022 (2202.00512)
+    vp(), sub_vp(), ve()    t = 0     t = 1            Song et al. 2021 (2011.13456), eqs 29-33
+    edm()                   t = 0     t = sigma_max    Karras et al. 2022 (2206.00364); t is the noise level
+    ddpm(betas)             t = 0     t = 1            Ho et al. 2020 (2006.11239); index k - 1 there is t = k / T
 """
 
 from collections.abc import Callable
@@ -203,6 +204,7 @@ def log_snr(path: Path, t: Array) -> Array:
 def time_of_log_snr(path: Path, value: Array) -> Array:
     """The time at which `log_snr(path, t) = value` (any shape), by bisection; values off the path give its ends."""
     value = jnp.asarray(value)
+    noisiest, cleanest = (log_snr(path, jnp.asarray(end, value.dtype)) for end in (path.t_noise, path.t_data))
     low, high = jnp.full_like(value, path.t_noise), jnp.full_like(value, path.t_data)
 
     def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -212,7 +214,8 @@ def time_of_log_snr(path: Path, value: Array) -> Array:
         return jnp.where(too_noisy, middle, low), jnp.where(too_noisy, high, middle)
 
     low, high = jax.lax.fori_loop(0, 64, halve, (low, high))
-    return 0.5 * (low + high)
+    inside = jnp.where(value <= noisiest, path.t_noise, 0.5 * (low + high))
+    return jnp.where(value >= cleanest, path.t_data, inside)
 
 
 def drift_and_diffusion(path: Path, t: Array) -> tuple[Array, Array]:

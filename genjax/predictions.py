@@ -6,13 +6,14 @@ path at t. With `x_t = alpha data + sigma noise` known, the pair is one 2x2 solv
     data  = (b x_t - sigma c prediction) / (alpha b - sigma a)
     noise = (alpha c prediction - a x_t) / (alpha b - sigma a)
 
-    kind        prediction                                              cannot tell the pair where
-    data        data                                                    sigma = 0
-    noise       noise                                                   alpha = 0
-    velocity    dx_t/dt = alpha' data + sigma' noise                    alpha sigma' = sigma alpha' (never on linear, cosine)
-    v           alpha noise - sigma data                                never
-    score       -noise / sigma                                          alpha = 0 (and score itself where sigma = 0)
-    edm         (sigma/s data - s alpha noise) / sqrt(sigma^2 + s^2 alpha^2)   never; s = standard deviation of the data
+    kind        prediction                                   cannot tell the pair where
+    data        data                                         sigma = 0
+    noise       noise                                        alpha = 0
+    velocity    dx_t/dt = alpha' data + sigma' noise         alpha sigma' = sigma alpha'; never on linear and cosine
+    v           alpha noise - sigma data                     never
+    score       -noise / sigma                               alpha = 0 (and score itself where sigma = 0)
+    edm         (sigma/s data - s alpha noise) / scale       never; s is the standard deviation of the data and
+                                                             scale = sqrt(sigma^2 + s^2 alpha^2)
 
 At such a singular end the result is inf or NaN: choose a grid that stops short of it, or a sampler that does
 not call the network there. v: Salimans & Ho 2022 (arXiv 2202.00512), eq. 4 of its section 4. edm: the output F of

@@ -97,6 +97,7 @@ def _number_or_row(value: Any) -> Any:
 
 def ema_template(run: Run) -> Params:
     """Shapes and dtypes of the parameters that sampling uses, without computing them."""
-    label = jax.ShapeDtypeStruct((2,), jnp.int32) if run.num_classes else None
-    batch = Batch(jax.ShapeDtypeStruct((2, *run.event_shape), jnp.float32), label)
+    label: Any = jax.ShapeDtypeStruct((2,), jnp.int32) if run.num_classes else None
+    data: Any = jax.ShapeDtypeStruct((2, *run.event_shape), jnp.float32)
+    batch = Batch(data, label)
     return jax.eval_shape(run.method.init, jax.random.key(0), batch).ema

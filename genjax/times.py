@@ -5,6 +5,7 @@ knots that samplers take. A density draws `t [num]` for a batch.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ def _check_steps(steps: int) -> None:
         raise ValueError(f"steps is {steps}; a grid needs at least 1")
 
 
-def _from_unit(u: Array, path: Path, start: float | None, end: float | None) -> Array:
+def _from_unit(u: Any, path: Path, start: float | None, end: float | None) -> Array:
     """`u` in [0, 1] placed on the clock between `start` (u = 0, default noise) and `end` (u = 1, default data)."""
     start = path.t_noise if start is None else start
     end = path.t_data if end is None else end
@@ -87,9 +88,16 @@ def linspace_indices(num_train_steps: int, steps: int) -> np.ndarray:
 
 
 def leading_indices(num_train_steps: int, steps: int, offset: int = 0) -> np.ndarray:
-    """`offset + (T // steps) * (steps - 1, ..., 1, 0)`: int64, descending; never visits T - 1 unless steps = T."""
+    """`offset + (T // steps) * (steps - 1, ..., 1, 0)`: int64, descending; never visits T - 1 unless steps = T.
+
+    Raises:
+        ValueError: the offset moves the first index past T - 1.
+    """
     _check_subset(num_train_steps, steps)
-    return np.arange(steps)[::-1] * (num_train_steps // steps) + offset
+    indices = np.arange(steps)[::-1] * (num_train_steps // steps) + offset
+    if indices[0] >= num_train_steps or offset < 0:
+        raise ValueError(f"offset is {offset}; {steps} of {num_train_steps} steps leave no room for it")
+    return indices
 
 
 def trailing_indices(num_train_steps: int, steps: int) -> np.ndarray:

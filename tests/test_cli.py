@@ -52,7 +52,7 @@ def runs(tmp_path_factory):
         patch.setattr(cli, "use_compilation_cache", lambda: None)
         assert train("flow-matching", "--data", "moons", "--out", folder / "points", *TINY) == 0
         images = ["--data", "digits", "--class-conditional", "--out", folder / "images", *TINY]
-        assert train("ddpm", *images, "--width", "8", "--evaluations", "1") == 0
+        assert train("ddpm", *images, "--width", "8", "--evaluations", "1", "--steps-per-dispatch", "1") == 0
     return folder
 
 

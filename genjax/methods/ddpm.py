@@ -4,8 +4,8 @@
     loss    E || noise - model(x_t, t) ||^2,   t uniform on {1, ..., T} / T
     sample  the reversed chain, or any sampler of this package on the same path
 
-Ho et al. 2020 (arXiv 2006.11239); cosine betas: Nichol & Dhariwal 2021 (2102.09672); v: Salimans & Ho 2022 (2202.00512);
-min-SNR: Hang et al. 2023 (2303.09556); zero terminal SNR: Lin et al. 2024 (2305.08891).
+Ho et al. 2020 (arXiv 2006.11239); cosine betas: Nichol & Dhariwal 2021 (2102.09672); v: Salimans & Ho 2022
+(2202.00512); min-SNR: Hang et al. 2023 (2303.09556); zero terminal SNR: Lin et al. 2024 (2305.08891).
 """
 
 import dataclasses
@@ -56,7 +56,7 @@ class Config:
     """probability with which a label is dropped"""
     ema_decay: float = 0.999
     """decay of the moving average of the parameters that sampling uses"""
-    network: NetworkOptions = NetworkOptions()
+    network: NetworkOptions = dataclasses.field(default_factory=NetworkOptions)
 
 
 def recommended(event_shape: tuple[int, ...]) -> Recommended:

@@ -44,7 +44,7 @@ class Config:
     """probability with which a label is dropped"""
     ema_decay: float = 0.999
     """decay of the moving average of the parameters that sampling uses"""
-    network: NetworkOptions = NetworkOptions()
+    network: NetworkOptions = dataclasses.field(default_factory=NetworkOptions)
 
 
 def recommended(event_shape: tuple[int, ...]) -> Recommended:

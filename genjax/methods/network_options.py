@@ -88,7 +88,7 @@ def make_net(options: NetworkOptions, event_shape: tuple[int, ...], num_classes:
             num_classes=num_classes,
             dtype=dtype,
         )
-    multipliers = (1, 2, 2) if max(height, image_width) < 64 else (1, 2, 2, 2)
+    multipliers: tuple[int, ...] = (1, 2, 2) if max(height, image_width) < 64 else (1, 2, 2, 2)
     if max(height, image_width) <= 16:
         multipliers = (1, 2)
     halvings = len(multipliers) - 1

@@ -192,7 +192,7 @@ def build(
             return net.bind(params, jnp.full((num,), null))
         if _is_one(guidance):
             return net.bind(params, label)
-        return samplers.classifier_free(lambda *inputs: net.apply(params, *inputs), label, null, guidance)
+        return samplers.classifier_free(lambda *inputs: net.apply(params, *inputs), label, null, jnp.asarray(guidance))
 
     step = with_ema(from_loss(loss, optimizer), ema_decay)
     return Method(init, step, sample, network_calls, evaluate, compiler_options=compiler_options)

@@ -1,8 +1,10 @@
 """The diffusion transformer: patches as tokens, told the time (and the label) by adaptive layer norms.
 
-Peebles & Xie 2023 (arXiv 2212.09748), the adaLN-zero block: scale, shift and gate of both branches are regressed from the
-condition by a layer that starts at 0, so that each block starts as the identity and the network at 0.
+Peebles & Xie 2023 (arXiv 2212.09748), the adaLN-zero block: scale, shift and gate of both branches are regressed from
+the condition by a layer that starts at 0, so that each block starts as the identity and the network at 0.
 """
+
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -36,7 +38,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Array, condition: Array) -> Array:
         """Tokens `x [B, N, D]` and `condition [B, D]` to `[B, N, D]`."""
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         batch, tokens, width = x.shape
         zeros = nn.initializers.zeros
         modulation = nn.Dense(6 * width, kernel_init=zeros, name="modulation", **dtypes)(nn.silu(condition))
@@ -74,7 +76,7 @@ class DiT(nn.Module):
         check_inputs(x, t, label, self.num_classes)
         batch, height, width, channels = _checked_shape(x.shape, self.patch)
         compute = jnp.promote_types(self.dtype, x.dtype) if self.dtype == jnp.float32 else self.dtype
-        dtypes = {"dtype": compute, "param_dtype": parameter_dtype(compute)}
+        dtypes: dict[str, Any] = {"dtype": compute, "param_dtype": parameter_dtype(compute)}
         rows, columns, side = height // self.patch, width // self.patch, self.patch
         patches = x.reshape(batch, rows, side, columns, side, channels).swapaxes(2, 3)
         patches = patches.reshape(batch, rows * columns, side * side * channels).astype(compute)
@@ -95,7 +97,8 @@ class DiT(nn.Module):
 def _checked_shape(shape: tuple[int, ...], patch: int) -> tuple[int, ...]:
     if len(shape) != 4 or shape[1] % patch or shape[2] % patch:
         raise ValueError(
-            f"images of shape {shape[1:]} cannot be cut into patches; expected [H, W, C] with H and W multiples of {patch}"
+            f"images of shape {shape[1:]} cannot be cut into patches; expected [H, W, C] with H and W "
+            f"multiples of {patch}"
         )
     return shape
 
@@ -122,7 +125,8 @@ def dit(
         dtype: of the computation; parameters and moments are float32 or wider, the result has the dtype of x.
 
     Raises:
-        ValueError: `width` is no multiple of `heads` or of 4; from `init` and `apply`, an image that patches do not tile.
+        ValueError: `width` is no multiple of `heads` or of 4; from `init` and `apply`, an image that patches
+            do not tile.
     """
     if width % heads or width % 4:
         raise ValueError(f"width is {width}; expected a multiple of heads, {heads}, and of 4")

@@ -3,6 +3,8 @@
 All are sinusoids of Vaswani et al. 2017 (arXiv 1706.03762, section 3.5), or learned tables.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
@@ -118,7 +120,8 @@ class ConditionEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, t: Array, label: Array | None) -> Array:
-        dtypes = {"dtype": self.dtype, "param_dtype": parameter_dtype(self.dtype)}
+        """The embedding of times and labels."""
+        dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": parameter_dtype(self.dtype)}
         waves = sinusoidal(t, self.frequency_features, scale=self.time_scale)
         hidden = nn.silu(nn.Dense(self.features, name="time_in", **dtypes)(waves.astype(self.dtype)))
         embedding = nn.Dense(self.features, name="time_out", **dtypes)(hidden)

@@ -7,7 +7,7 @@ any other initializer are initialised by the module itself.
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import flax.struct
@@ -26,6 +26,7 @@ class Drawn(meta.AxisMetadata):
 
     value: Any
     std: float = flax.struct.field(pytree_node=False)
+    replace: ClassVar[Callable[..., Any]]
 
     def unbox(self) -> Any:
         """The parameter."""

@@ -1,7 +1,7 @@
 """From a module of Flax, Linen or NNX, to the pair of functions `Net(init, apply)`."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -22,7 +22,8 @@ def from_linen(module: nn.Module) -> Net:
         return draw(module, key, *inputs)
 
     def apply(params: Params, *inputs: Any) -> Array:
-        return module.apply({"params": params}, *inputs)
+        output: Any = module.apply({"params": params}, *inputs)
+        return output
 
     return Net(init, apply)
 
@@ -30,8 +31,8 @@ def from_linen(module: nn.Module) -> Net:
 def from_nnx(make_module: Callable[[Any], Any]) -> Net:
     """The pair `(init, apply)` of an NNX module: `make_module(nnx.Rngs) -> module`, called with the inputs.
 
-    `init(key, *inputs)` returns the state of `nnx.Param`s as nested dicts; the inputs are not looked at. Raises ValueError
-    if the module has other state.
+    `init(key, *inputs)` returns the state of `nnx.Param`s as nested dicts; the inputs are not looked at.
+    Raises ValueError if the module has other state.
 
     >>> from flax import nnx
     >>> net = from_nnx(lambda rngs: nnx.Linear(2, 3, rngs=rngs))
@@ -41,7 +42,7 @@ def from_nnx(make_module: Callable[[Any], Any]) -> Net:
     from flax import nnx
 
     def split(module: Any) -> tuple[Any, Any]:
-        graph, params, rest = nnx.split(module, nnx.Param, ...)
+        graph, params, rest = cast(tuple[Any, Any, Any], nnx.split(module, nnx.Param, ...))
         if jax.tree.leaves(rest):
             raise ValueError("the module has state besides its parameters")
         return graph, params

@@ -1,8 +1,11 @@
 """The U-Net of diffusion models for images: residual blocks told the time (and the label) by scale and shift.
 
 Ho et al. 2020 (arXiv 2006.11239, appendix B), with the adaptive group normalisation of Dhariwal & Nichol 2021 (arXiv
-2105.05233, section 3.1): `norm(h) (1 + scale) + shift`. The last convolution of each block and of the network starts at 0.
+2105.05233, section 3.1): `norm(h) (1 + scale) + shift`. The last convolution of each block and of the network starts
+at 0.
 """
+
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -64,7 +67,7 @@ class ResidualBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Array, condition: Array) -> Array:
         """`x [B, H, W, C]`, `condition [B, E]` to `[B, H, W, channels]`."""
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         hidden = nn.silu(GroupNorm(self.groups, name="norm_in")(x))
         hidden = nn.Conv(self.channels, (3, 3), kernel_init=normal(), name="conv_in", **dtypes)(hidden)
         modulation = nn.Dense(2 * self.channels, kernel_init=normal(), name="modulation", **dtypes)(condition)
@@ -87,7 +90,7 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """`x [B, H, W, C]`, same shape out; the softmax is in float32 or wider."""
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         batch, height, width, channels = x.shape
         tokens = GroupNorm(self.groups, name="norm")(x).reshape(batch, height * width, channels)
         qkv = nn.Dense(3 * channels, kernel_init=normal(), name="qkv", **dtypes)(tokens)
@@ -117,7 +120,7 @@ class UNet(nn.Module):
         check_inputs(x, t, label, self.num_classes)
         _check_size(x.shape, len(self.multipliers) - 1)
         compute = jnp.promote_types(self.dtype, x.dtype) if self.dtype == jnp.float32 else self.dtype
-        dtypes = {"dtype": compute, "param_dtype": parameter_dtype(compute)}
+        dtypes: dict[str, Any] = {"dtype": compute, "param_dtype": parameter_dtype(compute)}
         condition = nn.silu(
             ConditionEmbedding(4 * self.base, self.base, self.time_scale, self.num_classes, compute)(t, label)
         )

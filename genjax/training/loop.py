@@ -50,6 +50,8 @@ def make_dispatch(method: Method, scaling: Scaling, *, dequantise: bool) -> Call
         return method.step(state, batch._replace(data=scaling.to_model(batch.data, noise_key)))
 
     def dispatch(state: State, source: Batch | None, chunk: Any) -> tuple[State, Metrics]:
+        if len(jax.tree.leaves(chunk)[0]) == 1:  # no loop around a single step: see `compilation`
+            return one(state, source, jax.tree.map(lambda values: values[0], chunk))
         state, metrics = jax.lax.scan(lambda state, piece: one(state, source, piece), state, chunk)
         return state, jax.tree.map(lambda values: jnp.mean(values, axis=0), metrics)
 

@@ -179,7 +179,7 @@ def test_saving_before_an_intact_later_step_is_refused(tmp_path):
 
 
 def test_keeps_the_last_two_and_the_best(tmp_path):
-    scores = {100: 0.5, 200: 0.3, 300: None, 400: 0.9, 500: float("nan"), 600: 0.4}
+    scores = {100: 0.5, 200: 0.3, 300: None, 400: float("nan"), 500: float("-inf"), 600: 0.4}
     with Checkpoints(tmp_path) as checkpoints:
         for step in (100, 200, 300):
             checkpoints.save(make_state(step), score=scores[step])
@@ -358,7 +358,7 @@ def test_a_damaged_step_is_written_again_directly(tmp_path):
 
 def test_an_unfinished_write_is_no_checkpoint_and_is_swept_away(tmp_path):
     saved(tmp_path, 100).close()
-    shutil.copytree(tmp_path / "100", tmp_path / "200.orbax-checkpoint-tmp")
+    shutil.copytree(tmp_path / "100", tmp_path / "150.orbax-checkpoint-tmp")
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.steps() == [100]
         checkpoints.save(make_state(200))
@@ -397,7 +397,7 @@ def test_a_checkpoint_that_may_not_be_read_is_not_taken_for_damaged(tmp_path, mo
 
 
 @pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
-def test_a_failed_write_is_told_in_one_line_and_leaves_the_rest_intact(tmp_path, capfd):
+def test_a_failed_write_is_told_in_one_line_and_leaves_the_rest_intact(tmp_path, capfd, caplog):
     checkpoints = saved(tmp_path, 100)
     with largest_file(1 << 16):
         checkpoints.save(make_state(200, width=100_000))
@@ -414,6 +414,7 @@ def test_a_failed_write_is_told_in_one_line_and_leaves_the_rest_intact(tmp_path,
     checkpoints.close()
     assert Checkpoints(tmp_path).steps() == [100, 300]
     assert capfd.readouterr() == ("", "")
+    assert caplog.records == []
 
 
 @pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
@@ -426,17 +427,24 @@ def test_closing_tells_a_failed_write(tmp_path):
         opened.save(make_state(1, width=100_000))
 
 
-def test_a_full_disk_is_called_by_its_name(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("raised", "reason"),
+    [
+        (OSError(errno.ENOSPC, "full"), "No space left on device"),
+        (ValueError(f"Error in OCDBT:\nFailed [os_error_code='{errno.ENOSPC}']"), "No space left on device"),
+        (ValueError("Error in OCDBT:\nFailed"), "Error in OCDBT:"),
+        (ValueError("long " * 1000), r"long long .*\.\.\."),
+        (ValueError(), "ValueError"),
+    ],
+)
+def test_why_a_write_failed_is_told_in_one_line(tmp_path, monkeypatch, raised, reason):
     checkpoints = saved(tmp_path, 100)
 
-    def full(*args, **kwargs):
-        raise ValueError(
-            'RESOURCE_EXHAUSTED: Error writing "params" in OCDBT database:\n'
-            f"Failed to write 6619136 bytes [os_error_code='{errno.ENOSPC}']"
-        )
+    def fail(*args, **kwargs):
+        raise raised
 
-    monkeypatch.setattr(checkpoints._writer, "save", full)
-    with pytest.raises(UserError, match=r"step 200 .*: No space left on device; .* intact") as error:
+    monkeypatch.setattr(checkpoints._writer, "save", fail)
+    with pytest.raises(UserError, match=rf"step 200 in .*: {reason}; the checkpoints before it are") as error:
         checkpoints.save(make_state(200))
     one_line(error)
 

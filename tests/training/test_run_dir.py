@@ -1,4 +1,5 @@
 import errno
+import fcntl
 import json
 import os
 import re
@@ -364,6 +365,19 @@ class TestLock:
         ):
             pass
         with open_run(run, CONFIG):
+            pass
+
+    def test_the_lock_of_a_directory_that_was_moved_aside_meanwhile_is_none(self, run, monkeypatch):
+        lock = fcntl.flock
+
+        def lock_too_late(descriptor, operation):
+            monkeypatch.undo()
+            with open_run(run, CONFIG, fresh=True, replace=True, warn=len):
+                pass
+            lock(descriptor, operation)
+
+        monkeypatch.setattr(fcntl, "flock", lock_too_late)
+        with pytest.raises(UserError, match="another process"), open_run(run, CONFIG):
             pass
 
     def test_reading_needs_no_lock(self, run):

@@ -85,8 +85,15 @@ def _rate_at(optimizer, count):
 
 @pytest.mark.parametrize(
     ("schedule", "count", "expected"),
-    [("cosine", 0, 0.0), ("cosine", 5, 0.5), ("cosine", 10, 1.0), ("cosine", 60, 0.5), ("cosine", 110, 0.0)]
-    + [("linear", 60, 0.5), ("constant", 60, 1.0)],
+    [
+        ("cosine", 0, 0.0),
+        ("cosine", 5, 0.5),
+        ("cosine", 10, 1.0),
+        ("cosine", 60, 0.5),
+        ("cosine", 110, 0.0),
+        ("linear", 60, 0.5),
+        ("constant", 60, 1.0),
+    ],
 )
 def test_learning_rate_schedule(schedule, count, expected):
     optimizer = adamw(1.0, 110, schedule=schedule, warmup=10)

@@ -1,0 +1,193 @@
+"""Ancestral and DDIM steps: parity with other implementations; identities with Euler, the posterior, one another."""
+
+from pathlib import Path as File
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from genjax import oracles, paths, times
+from genjax.samplers import ddim, ddpm, euler, sample
+from genjax.typing import Knot, Prediction
+
+REFERENCE = np.load(File(__file__).parents[1] / "reference" / "losses_samplers_trajectories.npz")
+KEY = jax.random.key(0)
+
+
+def oracle():
+    return oracles.mixture(*(REFERENCE[f"mixture_{name}"] for name in ("weights", "means", "covs")))
+
+
+def noise(dtype=jnp.float32):
+    return jnp.asarray(REFERENCE["noise"], dtype)
+
+
+def thousand_steps():
+    return paths.ddpm(paths.linear_betas(1000))
+
+
+# Parity
+
+
+def _stacked(knots):
+    return Knot(*(jnp.stack(values) for values in zip(*knots, strict=True)))
+
+
+def _check_ddim(dtype, tolerance):
+    path, denoise = thousand_steps(), oracles.denoiser(oracle())
+    grids = {"leading": times.leading_indices(1000, 10), "trailing": times.trailing_indices(1000, 10)}
+    knots = _stacked([paths.knots(path, times.discrete(grid, 1000).astype(dtype)) for grid in grids.values()])
+    run = jax.jit(jax.vmap(lambda knots: sample(ddim(), denoise, KEY, noise(dtype), knots, trace=True)[1]))
+    for (spacing, indices), states in zip(grids.items(), run(knots), strict=True):
+        np.testing.assert_array_equal(indices, REFERENCE[f"ddim_{spacing}_timesteps"])
+        difference = np.abs(states - REFERENCE[f"ddim_{spacing}_x"]).max()
+        print(f"ddim {spacing} {dtype.__name__}: {difference:.1e}")
+        assert difference < tolerance
+
+    def levels(end):
+        alpha, sigma = (REFERENCE[f"ddim_linspace_{name}_{end}"] for name in ("alpha", "sigma"))
+        return Knot(jnp.zeros(10, dtype), jnp.asarray(alpha, dtype), jnp.asarray(sigma, dtype))
+
+    # there the peer goes to another level than the next one that it leaves from: each step from its own start
+    knots = Knot(*(jnp.stack(ends, axis=1) for ends in zip(levels("from"), levels("to"), strict=True)))
+    starts, ends = (jnp.asarray(REFERENCE["ddim_linspace_x"][part], dtype) for part in (slice(-1), slice(1, None)))
+    stepped = jax.jit(jax.vmap(lambda x, knots: sample(ddim(), denoise, KEY, x, knots)))(starts, knots)
+    difference = np.abs(stepped - ends).max()
+    print(f"ddim linspace {dtype.__name__}: {difference:.1e}")
+    assert difference < tolerance
+
+
+def _mean_and_std(sampler, x_t, knots):
+    """Of single steps from `x_t [steps, B, D]`, by handing in noise 0 and noise 1."""
+
+    def draw(x, knots, z):
+        return sample(sampler, oracles.denoiser(oracle()), jnp.full((1, *x.shape), z, x.dtype), x, knots)
+
+    both = jax.vmap(jax.vmap(draw, in_axes=(0, 0, None)), in_axes=(None, None, 0))
+    mean, end = jax.jit(both)(x_t, knots, jnp.arange(2.0))
+    return mean, end - mean
+
+
+def _check_ddpm(dtype, tolerance):
+    path = thousand_steps()
+    single, strided = REFERENCE["ddpm_timesteps"], REFERENCE["ddpm_strided_timesteps"]
+    levels = np.concatenate(
+        [np.stack([single + 1, single], axis=1), np.stack([strided + 1, np.append(strided[1:] + 1, 0)], axis=1)]
+    )
+    expected = {
+        name: np.concatenate([REFERENCE[f"ddpm_{name}"], REFERENCE[f"ddpm_strided_{name}"]])
+        for name in ("x_t", "mean", "variance_small", "variance_large")
+    }
+    knots = paths.knots(path, jnp.asarray(levels / 1000, dtype))
+    for variance in ("small", "large"):
+        mean, std = _mean_and_std(ddpm(variance), jnp.asarray(expected["x_t"], dtype), knots)
+        mean_difference = np.abs(mean - expected["mean"]).max()
+        variances = np.where(levels[:, 1] == 0, 0.0, expected[f"variance_{variance}"])  # no noise at the end
+        variance_difference = np.abs(std**2 - variances[:, None, None]).max()
+        print(f"ddpm {variance} {dtype.__name__}: mean {mean_difference:.1e}, variance {variance_difference:.1e}")
+        assert mean_difference < tolerance
+        assert variance_difference < tolerance
+
+
+def test_parity_in_float64(float64):
+    _check_ddim(jnp.float64, 1e-9)
+    _check_ddpm(jnp.float64, 1e-10)
+
+
+def test_parity_in_float32():
+    _check_ddim(jnp.float32, 1e-4)
+    _check_ddpm(jnp.float32, 1e-5)
+
+
+# Identities
+
+
+def _results(path, t, *samplers):
+    knots = paths.knots(path, t)
+    start = noise(knots.t.dtype)
+    return jax.jit(lambda: [sample(sampler, oracles.denoiser(oracle()), KEY, start, knots) for sampler in samplers])()
+
+
+def test_ddim_on_the_linear_path_is_euler():
+    path = paths.linear()
+    np.testing.assert_allclose(*_results(path, times.uniform(path, 10), ddim(), euler(path)), atol=1e-6)
+    with jax.enable_x64(True):
+        np.testing.assert_allclose(*_results(path, times.uniform(path, 50), ddim(), euler(path)), atol=1e-12)
+
+
+def test_ddim_is_euler_between_neighbours_of_the_chain(float64):
+    path = paths.ddpm(paths.cosine_betas(40))
+    np.testing.assert_allclose(*_results(path, times.uniform(path, 40), ddim(), euler(path)), atol=1e-10)
+    strided = _results(path, times.uniform(path, 10), ddim(), euler(path))
+    assert np.abs(strided[0] - strided[1]).max() > 1e-3
+
+
+def test_ddim_with_eta_one_is_ddpm_with_the_posterior_variance(float64):
+    t = times.discrete(times.trailing_indices(1000, 10), 1000)
+    by_ddim, by_ddpm, by_default, other = _results(thousand_steps(), t, ddim(1.0), ddpm("small"), ddpm(), ddpm("large"))
+    np.testing.assert_allclose(by_ddim, by_ddpm, atol=1e-12)
+    np.testing.assert_array_equal(by_ddpm, by_default)
+    assert np.abs(by_ddpm - other).max() > 0.1
+
+
+@pytest.mark.parametrize("path", [paths.linear(), paths.vp(), paths.edm(4.0)], ids=["linear", "vp", "edm"])
+def test_ddpm_draws_the_posterior_given_the_estimate(float64, path):
+    data = jnp.broadcast_to(jnp.asarray([0.3, -1.2]), (16, 2))
+    x_t = noise(jnp.float64)
+    quarter, three_quarters = (path.t_noise + share * (path.t_data - path.t_noise) for share in (0.25, 0.75))
+    now, then = (paths.knots(path, jnp.asarray(t)) for t in (quarter, three_quarters))
+    knots = Knot(*(jnp.stack(ends) for ends in zip(now, then, strict=True)))
+    posterior = paths.posterior(x_t, data, now, then)
+    for variance, expected in [
+        ("small", posterior.variance),
+        ("large", paths.transition(data, then, now).variance),
+    ]:
+
+        def known_data(x, knot):
+            return Prediction(data, (x - knot.alpha * data) / knot.sigma)
+
+        mean, end = (sample(ddpm(variance), known_data, jnp.full((1, 16, 2), z), x_t, knots) for z in (0.0, 1.0))
+        np.testing.assert_allclose(mean, posterior.mean, atol=1e-12)
+        np.testing.assert_allclose((end - mean) ** 2, jnp.full((16, 2), expected), atol=1e-12)
+    assert 0 < posterior.variance < paths.transition(data, then, now).variance
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
+def test_every_eta_keeps_the_marginal_given_the_data(float64, eta):
+    """x_then = alpha data + kept noise + std z with kept^2 + std^2 = sigma^2; eta scales the standard deviation."""
+    path = paths.cosine()
+    knots = paths.knots(path, jnp.asarray([0.8, 0.5]))
+    pair = Prediction(jnp.asarray([[1.0], [0.0], [0.0]]), jnp.asarray([[0.0], [1.0], [0.0]]))
+    z = jnp.asarray([[[0.0], [0.0], [1.0]]])
+    of_data, kept, std = sample(ddim(eta), lambda x, knot: pair, z, jnp.zeros((3, 1)), knots)[:, 0]
+    alpha, sigma = knots.alpha, knots.sigma
+    r = alpha[0] * sigma[1] / (alpha[1] * sigma[0])
+    np.testing.assert_allclose(of_data, alpha[1], atol=1e-12)
+    np.testing.assert_allclose(std, eta * sigma[1] * jnp.sqrt(1 - r**2), atol=1e-12)
+    np.testing.assert_allclose(kept**2 + std**2, sigma[1] ** 2, atol=1e-12)
+
+
+# The ends, and bad input
+
+
+@pytest.mark.parametrize(
+    "sampler", [ddim(), ddim(0.7), ddpm("small"), ddpm("large")], ids=["0", "0.7", "small", "large"]
+)
+def test_from_alpha_zero_to_sigma_zero(sampler):
+    """The first step forgets x but for its noise, the last one returns the estimate of the data."""
+    path, z = paths.linear(), jnp.ones((1, 16, 2))
+    knots = paths.knots(path, jnp.asarray([0.0, 0.5, 1.0]))
+    first, last = (Knot(*(value[part] for value in knots)) for part in (slice(0, 2), slice(1, 3)))
+    denoise = oracles.denoiser(oracle())
+    started, landed = (sample(sampler, denoise, z, noise(), knots) for knots in (first, last))
+    assert np.all(np.isfinite(started))
+    estimate = denoise(noise(), Knot(*(value[0] for value in last))).data
+    np.testing.assert_allclose(landed, estimate, atol=1e-6)
+
+
+def test_bad_options_raise():
+    with pytest.raises(ValueError, match=r"eta is -0\.1"):
+        ddim(-0.1)
+    with pytest.raises(ValueError, match="'small' or 'large'"):
+        ddpm("medium")

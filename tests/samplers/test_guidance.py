@@ -1,0 +1,112 @@
+"""Classifier-free guidance: the convention of its scale, its one call, and the tilted score it stands for."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from genjax import oracles, paths, predictions, times
+from genjax.samplers import classifier_free, euler, sample
+
+WEIGHTS = np.array([0.6, 0.4])
+MEANS = np.array([[1.0, 0.0], [-1.0, 0.5]])
+COVS = np.array([[[0.3, 0.1], [0.1, 0.2]], [[0.2, 0.0], [0.0, 0.4]]])
+NULL = 2
+X = jax.random.normal(jax.random.key(0), (6, 2))
+T = jnp.linspace(0.2, 0.8, 6)
+LABEL = jnp.asarray([0, 1, 1, 0, 1, 0], jnp.int32)
+PATH = paths.cosine()
+
+
+def components():
+    return [oracles.mixture([1.0], MEANS[k : k + 1], COVS[k : k + 1]) for k in range(2)]
+
+
+def everything():
+    return oracles.mixture(WEIGHTS, MEANS, COVS)
+
+
+def labelled(kind):
+    """The exact class-conditional network: components 0 and 1 by their labels, the whole mixture for the null label."""
+    models = [oracles.model(mix, PATH, kind) for mix in (*components(), everything())]
+
+    def model(x, t, label):
+        every = jnp.stack([model(x, t) for model in models])
+        return every[label, jnp.arange(len(x))]
+
+    return model
+
+
+def test_scale_one_is_conditional_zero_unconditional_and_between_linear():
+    model = labelled(predictions.velocity)
+    at_scale = jax.jit(lambda scale: classifier_free(model, LABEL, NULL, scale)(X, T))
+    unconditional, conditional = jax.jit(model)(X, T, jnp.full(6, NULL)), jax.jit(model)(X, T, LABEL)
+    assert np.abs(conditional - unconditional).max() > 0.1
+    np.testing.assert_allclose(at_scale(0.0), unconditional, atol=1e-6)
+    np.testing.assert_allclose(at_scale(1.0), conditional, atol=1e-5)
+    np.testing.assert_allclose(at_scale(2.5), 2.5 * conditional - 1.5 * unconditional, rtol=1e-5, atol=1e-5)
+
+
+def test_the_guided_score_is_that_of_the_tilted_density(float64):
+    """p(x) p(label | x)^scale at the noise level: differentiated from the log-densities."""
+    scale, t = 3.0, jnp.asarray(0.4)
+    alpha, sigma = PATH.alpha(t), PATH.sigma(t)
+    x = jnp.asarray(X, jnp.float64)
+    guided = jax.jit(classifier_free(labelled(predictions.score), LABEL, NULL, scale))(x, jnp.full(6, t))
+
+    def log_tilted(x):
+        log_p = oracles.log_density(everything(), x, alpha, sigma)
+        of_components = jnp.stack([oracles.log_density(mix, x, alpha, sigma) for mix in components()])
+        log_posterior = jnp.log(WEIGHTS)[:, None] + of_components - log_p[None]
+        return jnp.sum(log_p + scale * log_posterior[LABEL, jnp.arange(6)])
+
+    np.testing.assert_allclose(guided, jax.jit(jax.grad(log_tilted))(x), atol=1e-10)
+
+
+def test_guidance_commutes_with_the_prediction_kind(float64):
+    x = jnp.asarray(X, jnp.float64)
+    t = jnp.asarray(T, jnp.float64)
+
+    def as_noise(kind):
+        guided = classifier_free(labelled(kind), LABEL, NULL, 2.0)(x, t)
+        return predictions.convert(guided, x, t, path=PATH, source=kind, target=predictions.noise)
+
+    for noise in jax.jit(lambda: [as_noise(kind) for kind in predictions.KINDS.values()])():
+        np.testing.assert_allclose(noise, jax.jit(as_noise, static_argnums=0)(predictions.noise), atol=1e-10)
+
+
+def test_one_call_on_a_doubled_batch():
+    calls = []
+
+    def model(x, t, label):
+        calls.append((x.shape, t.shape, label))
+        return x
+
+    classifier_free(model, LABEL, NULL, 2.0)(X, T)
+    (x_shape, t_shape, labels), *more = calls
+    assert not more
+    assert (x_shape, t_shape) == ((12, 2), (12,))
+    np.testing.assert_array_equal(labels, [*LABEL, *[NULL] * 6])
+    assert labels.dtype == LABEL.dtype
+
+
+def test_one_scale_an_example_and_vmap_over_scales():
+    scales = jnp.asarray([0.0, 1.0, 4.0])
+    denoise_at = lambda scale: predictions.denoiser(  # noqa: E731
+        classifier_free(labelled(predictions.v), LABEL, NULL, scale), PATH, predictions.v
+    )
+    knots = paths.knots(PATH, times.uniform(PATH, 8))
+    draw = lambda scale: sample(euler(PATH), denoise_at(scale), jax.random.key(0), X, knots)  # noqa: E731
+    together = jax.jit(jax.vmap(draw))(scales)
+    assert together.shape == (3, 6, 2)
+    one_each = jax.jit(draw)(jnp.repeat(scales, 2))
+    np.testing.assert_allclose(one_each, jnp.concatenate([together[i, 2 * i : 2 * i + 2] for i in range(3)]), atol=1e-5)
+    towards_own_mean = np.einsum("sbi,bi->s", together, MEANS[LABEL])
+    assert np.all(np.diff(towards_own_mean) > 0.5)
+
+
+def test_a_bfloat16_network_is_combined_in_the_dtype_of_x():
+    coarse = lambda x, t, label: (x * (1.3 + label[:, None])).astype(jnp.bfloat16)  # noqa: E731
+    guided = classifier_free(coarse, LABEL, NULL, 7.3)(X, T)
+    cond, uncond = (coarse(X, T, label).astype(jnp.float32) for label in (LABEL, jnp.full(6, NULL)))
+    assert guided.dtype == jnp.float32
+    np.testing.assert_allclose(guided, uncond + 7.3 * (cond - uncond), rtol=1e-5)
