@@ -49,13 +49,15 @@ def parse(options_type: Any, arguments: list[str], program: str) -> Any:
 
 
 def _one_line(boxed: str) -> str:
-    """The message of a parser's boxed complaint, in one line."""
-    lines = [line.strip("│╰╯─ ") for line in boxed.splitlines() if not line.startswith("╭")]
+    """The message of a parser's complaint, in one line: without its box (or, on an ASCII terminal, its title)."""
+    if "╭" not in boxed:
+        boxed = boxed.partition("\n")[2]
+    lines = [line.strip("│| ") for line in boxed.splitlines() if not re.search("─{5}|-{5}", line)]
     text = " ".join(line for line in lines if line)
     wrong_type = re.match(r"Error parsing (--\S+):.*? type matching (.+?) could be instantiated from \['(.*?)'\]", text)
     if wrong_type:
         name, expected, given = wrong_type.groups()
-        return f"{name} is '{given}'; expected {expected}"
+        return f"{name} is '{given}'; expected {expected.removeprefix('{None}|')}"
     text = re.split(r"For full helptext|Argument helptext|Got errors", text)[0]
     perhaps = re.search(r"Perhaps you meant:\s+(--[\w-]+)", text)
     message = text.split("Perhaps you meant")[0].strip()

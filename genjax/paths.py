@@ -15,7 +15,7 @@ own clock:
 Clock: each path keeps that of its literature, and no code translates clocks.
 
     path                    data at   noise at         source
-    linear()                t = 1     t = 0            Lipman et al. 2023 (arXiv 2210.02747), Liu et al. 2023 (2209.03003)
+    linear()                t = 1     t = 0            Lipman et al. 2023 (2210.02747), Liu et al. 2023 (2209.03003)
     cosine()                t = 0     t = 1            Salimans & Ho 2022 (2202.00512)
     vp(), sub_vp(), ve()    t = 0     t = 1            Song et al. 2021 (2011.13456), eqs 29-33
     edm()                   t = 0     t = sigma_max    Karras et al. 2022 (2206.00364); t is the noise level
@@ -124,7 +124,7 @@ def ddpm(betas: np.ndarray) -> Path:
 
 def _interpolate_table(table: np.ndarray) -> Callable[[Array], Array]:
     """Piecewise linear in t with `table[k]` at k / T; at a knot the slope is that of the side towards t = 0."""
-    steps = len(table) - 1
+    steps, rises = len(table) - 1, np.diff(table)  # differences in float64: a slope is not a rounding error times T
     knot_tolerance = 1e-3  # of a step: t * T of float32 times misses the integers by less
 
     def value(t: Array) -> Array:
@@ -132,9 +132,9 @@ def _interpolate_table(table: np.ndarray) -> Callable[[Array], Array]:
         dtype = t.dtype if jnp.issubdtype(t.dtype, jnp.floating) else jnp.float32
         position = t.astype(dtype) * steps
         upper = jnp.clip(jnp.ceil(position - knot_tolerance), 1, steps).astype(jnp.int32)
-        low, high = jnp.asarray(table[:-1], dtype)[upper - 1], jnp.asarray(table[1:], dtype)[upper - 1]
+        low, high, rise = (jnp.asarray(row, dtype)[upper - 1] for row in (table[:-1], table[1:], rises))
         fraction = position - (upper - 1).astype(dtype)
-        return (1 - fraction) * low + fraction * high
+        return jnp.where(fraction < 0.5, low + fraction * rise, high - (1 - fraction) * rise)
 
     return value
 

@@ -219,6 +219,15 @@ def test_ddpm_slope_at_a_knot_is_the_cleaner_sides(float64):
     np.testing.assert_allclose(d_alpha, 4 * np.diff(alphas), rtol=1e-12)
 
 
+@pytest.mark.parametrize("name", ["ddpm_linear", "ddpm_cosine", "ddpm_zero_snr"])
+def test_ddpm_slopes_in_single_precision(name):
+    """Differences of neighbours a thousandth apart, to the precision of a float32 all the same."""
+    single = paths.derivatives(PATHS[name], jnp.asarray(INSIDE, jnp.float32))
+    with jax.enable_x64(True):
+        double = paths.derivatives(PATHS[name], jnp.asarray(INSIDE))
+    np.testing.assert_allclose(single, double, rtol=1e-6)
+
+
 @pytest.mark.parametrize("betas", [[], [[0.1]], [0.0], [0.1, 1.1], [-0.1], [np.nan]])
 def test_bad_betas_are_refused(betas):
     with pytest.raises(ValueError, match="betas must be"):

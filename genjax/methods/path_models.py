@@ -179,7 +179,9 @@ def build(
         guidance: Array | float = 1.0,
         **_: Any,
     ) -> int:
+        """Evaluations for one example; raises UsageError for options that `sample` would refuse."""
         guided = label is not None and not _is_one(guidance)
+        grid_of(steps)
         return steps * samplers.calls_per_step(sampler_of(sampler), (1, *event_shape)) * (2 if guided else 1)
 
     def sampling_model(params: Params, num: int, label: Array | None, guidance: Array | float) -> Model:

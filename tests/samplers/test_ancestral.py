@@ -30,16 +30,19 @@ def thousand_steps():
 # Parity
 
 
-def _stacked(knots):
-    return Knot(*(jnp.stack(values) for values in zip(*knots, strict=True)))
-
-
 def _check_ddim(dtype, tolerance):
     path, denoise = thousand_steps(), oracles.denoiser(oracle())
     grids = {"leading": times.leading_indices(1000, 10), "trailing": times.trailing_indices(1000, 10)}
-    knots = _stacked([paths.knots(path, times.discrete(grid, 1000).astype(dtype)) for grid in grids.values()])
-    run = jax.jit(jax.vmap(lambda knots: sample(ddim(), denoise, KEY, noise(dtype), knots, trace=True)[1]))
-    for (spacing, indices), states in zip(grids.items(), run(knots), strict=True):
+    start = noise(dtype)
+
+    @jax.jit
+    def run():
+        def along(t):
+            return sample(ddim(), denoise, KEY, start, paths.knots(path, t), trace=True)[1]
+
+        return jax.vmap(along)(jnp.stack([times.discrete(grid, 1000).astype(dtype) for grid in grids.values()]))
+
+    for (spacing, indices), states in zip(grids.items(), run(), strict=True):
         np.testing.assert_array_equal(indices, REFERENCE[f"ddim_{spacing}_timesteps"])
         difference = np.abs(states - REFERENCE[f"ddim_{spacing}_x"]).max()
         print(f"ddim {spacing} {dtype.__name__}: {difference:.1e}")
@@ -47,11 +50,11 @@ def _check_ddim(dtype, tolerance):
 
     def levels(end):
         alpha, sigma = (REFERENCE[f"ddim_linspace_{name}_{end}"] for name in ("alpha", "sigma"))
-        return Knot(jnp.zeros(10, dtype), jnp.asarray(alpha, dtype), jnp.asarray(sigma, dtype))
+        return Knot(np.zeros(10, dtype), alpha.astype(dtype), sigma.astype(dtype))
 
     # there the peer goes to another level than the next one that it leaves from: each step from its own start
-    knots = Knot(*(jnp.stack(ends, axis=1) for ends in zip(levels("from"), levels("to"), strict=True)))
-    starts, ends = (jnp.asarray(REFERENCE["ddim_linspace_x"][part], dtype) for part in (slice(-1), slice(1, None)))
+    knots = Knot(*(np.stack(ends, axis=1) for ends in zip(levels("from"), levels("to"), strict=True)))
+    starts, ends = (REFERENCE["ddim_linspace_x"][part].astype(dtype) for part in (slice(-1), slice(1, None)))
     stepped = jax.jit(jax.vmap(lambda x, knots: sample(ddim(), denoise, KEY, x, knots)))(starts, knots)
     difference = np.abs(stepped - ends).max()
     print(f"ddim linspace {dtype.__name__}: {difference:.1e}")
@@ -65,7 +68,7 @@ def _mean_and_std(sampler, x_t, knots):
         return sample(sampler, oracles.denoiser(oracle()), jnp.full((1, *x.shape), z, x.dtype), x, knots)
 
     both = jax.vmap(jax.vmap(draw, in_axes=(0, 0, None)), in_axes=(None, None, 0))
-    mean, end = jax.jit(both)(x_t, knots, jnp.arange(2.0))
+    mean, end = np.asarray(jax.jit(both)(x_t, knots, np.arange(2.0)))
     return mean, end - mean
 
 
@@ -79,7 +82,7 @@ def _check_ddpm(dtype, tolerance):
         name: np.concatenate([REFERENCE[f"ddpm_{name}"], REFERENCE[f"ddpm_strided_{name}"]])
         for name in ("x_t", "mean", "variance_small", "variance_large")
     }
-    knots = paths.knots(path, jnp.asarray(levels / 1000, dtype))
+    knots = jax.jit(lambda: paths.knots(path, (levels / 1000).astype(dtype)))()
     for variance in ("small", "large"):
         mean, std = _mean_and_std(ddpm(variance), jnp.asarray(expected["x_t"], dtype), knots)
         mean_difference = np.abs(mean - expected["mean"]).max()
@@ -103,29 +106,36 @@ def test_parity_in_float32():
 # Identities
 
 
-def _results(path, t, *samplers):
-    knots = paths.knots(path, t)
-    start = noise(knots.t.dtype)
-    return jax.jit(lambda: [sample(sampler, oracles.denoiser(oracle()), KEY, start, knots) for sampler in samplers])()
+def _results(path, grid, *samplers):
+    start = noise(jnp.result_type(float))
+
+    @jax.jit
+    def run(start):
+        knots = paths.knots(path, grid())
+        return [sample(sampler, oracles.denoiser(oracle()), KEY, start, knots) for sampler in samplers]
+
+    return np.asarray(run(start))
 
 
 def test_ddim_on_the_linear_path_is_euler():
     path = paths.linear()
-    np.testing.assert_allclose(*_results(path, times.uniform(path, 10), ddim(), euler(path)), atol=1e-6)
+    np.testing.assert_allclose(*_results(path, lambda: times.uniform(path, 10), ddim(), euler(path)), atol=1e-6)
     with jax.enable_x64(True):
-        np.testing.assert_allclose(*_results(path, times.uniform(path, 50), ddim(), euler(path)), atol=1e-12)
+        np.testing.assert_allclose(*_results(path, lambda: times.uniform(path, 50), ddim(), euler(path)), atol=1e-12)
 
 
 def test_ddim_is_euler_between_neighbours_of_the_chain(float64):
     path = paths.ddpm(paths.cosine_betas(40))
-    np.testing.assert_allclose(*_results(path, times.uniform(path, 40), ddim(), euler(path)), atol=1e-10)
-    strided = _results(path, times.uniform(path, 10), ddim(), euler(path))
+    np.testing.assert_allclose(*_results(path, lambda: times.uniform(path, 40), ddim(), euler(path)), atol=1e-10)
+    strided = _results(path, lambda: times.uniform(path, 10), ddim(), euler(path))
     assert np.abs(strided[0] - strided[1]).max() > 1e-3
 
 
 def test_ddim_with_eta_one_is_ddpm_with_the_posterior_variance(float64):
-    t = times.discrete(times.trailing_indices(1000, 10), 1000)
-    by_ddim, by_ddpm, by_default, other = _results(thousand_steps(), t, ddim(1.0), ddpm("small"), ddpm(), ddpm("large"))
+    grid = lambda: times.discrete(times.trailing_indices(1000, 10), 1000)  # noqa: E731
+    by_ddim, by_ddpm, by_default, other = _results(
+        thousand_steps(), grid, ddim(1.0), ddpm("small"), ddpm(), ddpm("large")
+    )
     np.testing.assert_allclose(by_ddim, by_ddpm, atol=1e-12)
     np.testing.assert_array_equal(by_ddpm, by_default)
     assert np.abs(by_ddpm - other).max() > 0.1
@@ -133,57 +143,62 @@ def test_ddim_with_eta_one_is_ddpm_with_the_posterior_variance(float64):
 
 @pytest.mark.parametrize("path", [paths.linear(), paths.vp(), paths.edm(4.0)], ids=["linear", "vp", "edm"])
 def test_ddpm_draws_the_posterior_given_the_estimate(float64, path):
-    data = jnp.broadcast_to(jnp.asarray([0.3, -1.2]), (16, 2))
-    x_t = noise(jnp.float64)
-    quarter, three_quarters = (path.t_noise + share * (path.t_data - path.t_noise) for share in (0.25, 0.75))
-    now, then = (paths.knots(path, jnp.asarray(t)) for t in (quarter, three_quarters))
-    knots = Knot(*(jnp.stack(ends) for ends in zip(now, then, strict=True)))
-    posterior = paths.posterior(x_t, data, now, then)
-    for variance, expected in [
-        ("small", posterior.variance),
-        ("large", paths.transition(data, then, now).variance),
-    ]:
+    data, x_t = np.broadcast_to([0.3, -1.2], (16, 2)), noise(jnp.float64)
+    t = np.array([path.t_noise + share * (path.t_data - path.t_noise) for share in (0.25, 0.75)])
 
-        def known_data(x, knot):
-            return Prediction(data, (x - knot.alpha * data) / knot.sigma)
+    def known_data(x, knot):
+        return Prediction(jnp.asarray(data), (x - knot.alpha * data) / knot.sigma)
 
-        mean, end = (sample(ddpm(variance), known_data, jnp.full((1, 16, 2), z), x_t, knots) for z in (0.0, 1.0))
+    @jax.jit
+    def run():
+        knots = paths.knots(path, t)
+        now, then = (Knot(*(value[i] for value in knots)) for i in (0, 1))
+        steps = [
+            [sample(ddpm(variance), known_data, jnp.full((1, 16, 2), z), x_t, knots) for z in (0.0, 1.0)]
+            for variance in ("small", "large")
+        ]
+        return steps, paths.posterior(x_t, data, now, then), paths.transition(data, then, now)
+
+    steps, posterior, transition = run()
+    for (mean, end), variance in zip(steps, (posterior.variance, transition.variance), strict=True):
         np.testing.assert_allclose(mean, posterior.mean, atol=1e-12)
-        np.testing.assert_allclose((end - mean) ** 2, jnp.full((16, 2), expected), atol=1e-12)
-    assert 0 < posterior.variance < paths.transition(data, then, now).variance
+        np.testing.assert_allclose(np.square(end - mean), np.full((16, 2), variance), atol=1e-12)
+    assert 0 < posterior.variance < transition.variance
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
 def test_every_eta_keeps_the_marginal_given_the_data(float64, eta):
     """x_then = alpha data + kept noise + std z with kept^2 + std^2 = sigma^2; eta scales the standard deviation."""
-    path = paths.cosine()
-    knots = paths.knots(path, jnp.asarray([0.8, 0.5]))
     pair = Prediction(jnp.asarray([[1.0], [0.0], [0.0]]), jnp.asarray([[0.0], [1.0], [0.0]]))
-    z = jnp.asarray([[[0.0], [0.0], [1.0]]])
-    of_data, kept, std = sample(ddim(eta), lambda x, knot: pair, z, jnp.zeros((3, 1)), knots)[:, 0]
-    alpha, sigma = knots.alpha, knots.sigma
+    z = np.array([[[0.0], [0.0], [1.0]]])
+    alpha, sigma = np.cos(np.pi / 2 * np.array([0.8, 0.5])), np.sin(np.pi / 2 * np.array([0.8, 0.5]))
+    knots = Knot(*(jnp.asarray(value) for value in (np.array([0.8, 0.5]), alpha, sigma)))
+    of_data, kept, std = np.asarray(sample(ddim(eta), lambda x, knot: pair, jnp.asarray(z), jnp.zeros((3, 1)), knots))
     r = alpha[0] * sigma[1] / (alpha[1] * sigma[0])
     np.testing.assert_allclose(of_data, alpha[1], atol=1e-12)
-    np.testing.assert_allclose(std, eta * sigma[1] * jnp.sqrt(1 - r**2), atol=1e-12)
+    np.testing.assert_allclose(std, eta * sigma[1] * np.sqrt(1 - r**2), atol=1e-12)
     np.testing.assert_allclose(kept**2 + std**2, sigma[1] ** 2, atol=1e-12)
 
 
 # The ends, and bad input
 
 
-@pytest.mark.parametrize(
-    "sampler", [ddim(), ddim(0.7), ddpm("small"), ddpm("large")], ids=["0", "0.7", "small", "large"]
-)
-def test_from_alpha_zero_to_sigma_zero(sampler):
+def test_from_alpha_zero_to_sigma_zero():
     """The first step forgets x but for its noise, the last one returns the estimate of the data."""
-    path, z = paths.linear(), jnp.ones((1, 16, 2))
-    knots = paths.knots(path, jnp.asarray([0.0, 0.5, 1.0]))
-    first, last = (Knot(*(value[part] for value in knots)) for part in (slice(0, 2), slice(1, 3)))
-    denoise = oracles.denoiser(oracle())
-    started, landed = (sample(sampler, denoise, z, noise(), knots) for knots in (first, last))
+    path, denoise = paths.linear(), oracles.denoiser(oracle())
+    x = noise()
+
+    @jax.jit
+    def run(x):
+        first, last = (paths.knots(path, np.array(t, np.float32)) for t in ([0.0, 0.5], [0.5, 1.0]))
+        samplers = (ddim(), ddim(0.7), ddpm("small"), ddpm("large"))
+        ends = [[sample(s, denoise, jnp.ones((1, *x.shape)), x, knots) for s in samplers] for knots in (first, last)]
+        return *ends, denoise(x, Knot(*(value[0] for value in last))).data
+
+    started, landed, estimate = run(x)
     assert np.all(np.isfinite(started))
-    estimate = denoise(noise(), Knot(*(value[0] for value in last))).data
-    np.testing.assert_allclose(landed, estimate, atol=1e-6)
+    for end in landed:
+        np.testing.assert_allclose(end, estimate, atol=1e-6)
 
 
 def test_bad_options_raise():

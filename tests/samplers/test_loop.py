@@ -54,8 +54,8 @@ def grid(name, steps):
 
 @functools.cache
 def knots_of_all_paths(steps):
-    all_knots = [paths.knots(path, grid(name, steps)) for name, path in PATHS.items()]
-    return Knot(*(jnp.stack(values) for values in zip(*all_knots, strict=True)))
+    all_knots = jax.jit(lambda: [paths.knots(path, grid(name, steps)) for name, path in PATHS.items()])()
+    return Knot(*(np.stack(values) for values in zip(*all_knots, strict=True)))
 
 
 def quasi_normal(num):
@@ -63,13 +63,14 @@ def quasi_normal(num):
     return jnp.asarray(norm.ppf(qmc.Sobol(2, seed=0).random(num)), jnp.float32)
 
 
+@jax.jit
 def component_weights(x):
     """Mean responsibilities, whose expectation under the mixture is its weights."""
     log_joint = [
         np.log(w) + oracles.log_density(oracles.mixture([1.0], m[None], c[None]), x)
         for w, m, c in zip(WEIGHTS, MEANS, COVS, strict=True)
     ]
-    return np.exp(np.stack(log_joint) - np.asarray(oracles.log_density(oracle(), x))).mean(axis=1)
+    return jnp.mean(jnp.exp(jnp.stack(log_joint) - oracles.log_density(oracle(), x)[None]), axis=1)
 
 
 # steps; the largest errors allowed of mean, covariance and weights. Measured on 2048 starts of low discrepancy: the
@@ -127,7 +128,7 @@ def test_calls_per_step():
 
 
 def uniform_knots(steps, path="vp"):
-    return paths.knots(PATHS[path], times.uniform(PATHS[path], steps))
+    return jax.jit(lambda: paths.knots(PATHS[path], times.uniform(PATHS[path], steps)))()
 
 
 @jax.jit
@@ -159,7 +160,7 @@ def test_examples_and_steps_receive_different_noise():
 def test_the_same_noise_handed_in_gives_the_same_samples(name):
     sampler = SAMPLERS[name](PATHS["vp"])
     steps, key, x, knots = 6, jax.random.key(1), quasi_normal(8), uniform_knots(6)
-    noise = jnp.stack([normal(fold_each(example_keys(key, 8), step), x.shape) for step in range(steps)])
+    noise = jax.vmap(lambda step: normal(fold_each(example_keys(key, 8), step), x.shape))(jnp.arange(steps))
 
     @jax.jit
     def both(key, noise):
@@ -261,11 +262,8 @@ NETWORKS = [  # paths with every kind that is not singular where they start
     ("linear", predictions.velocity),
     ("linear", predictions.data),
     ("cosine", predictions.v),
-    ("cosine", predictions.data),
     ("vp", predictions.noise),
     ("vp", predictions.velocity),
-    ("vp", predictions.data),
-    ("sub_vp", predictions.score),
     ("ve", predictions.score),
     ("edm", predictions.edm(1.0)),
     ("ddpm", predictions.noise),
@@ -292,9 +290,10 @@ def test_gradients_are_finite_from_end_to_end(name):
 
         return jax.grad(loss, argnums=(0, 1))(theta, x)
 
+    x = np.asarray(quasi_normal(4))
     for index, (path, kind) in enumerate(NETWORKS):
-        knots = paths.knots(PATHS[path], grid(path, 3))
-        by_theta, by_x = gradients(index, knots, 0.5, knots.sigma[0] * quasi_normal(4))
+        knots = Knot(*(values[list(PATHS).index(path)] for values in knots_of_all_paths(3)))
+        by_theta, by_x = gradients(index, knots, 0.5, knots.sigma[0] * x)
         assert np.isfinite(by_theta), (path, kind)
         assert by_theta != 0, (path, kind)
         assert np.all(np.isfinite(by_x)), (path, kind)
@@ -302,8 +301,7 @@ def test_gradients_are_finite_from_end_to_end(name):
 
 def test_gradients_are_those_of_finite_differences(float64):
     path = PATHS["cosine"]
-    knots = paths.knots(path, times.uniform(path, 5))
-    x = jnp.asarray(quasi_normal(4), jnp.float64)
+    knots, x = uniform_knots(5, "cosine"), jnp.asarray(quasi_normal(4), jnp.float64)
 
     @jax.jit
     def value_and_gradient(theta):
@@ -319,23 +317,21 @@ def test_gradients_are_those_of_finite_differences(float64):
 
 def test_float64_stays_float64(float64):
     x, key = jnp.asarray(quasi_normal(4), jnp.float64), jax.random.key(0)
-    for path in (PATHS["linear"], PATHS["ddpm"]):
-        knots = paths.knots(path, times.uniform(path, 3))
-        for name, make in SAMPLERS.items():
-            run = lambda x, make=make, path=path, knots=knots: sample(  # noqa: E731
-                make(path), oracles.denoiser(oracle()), key, x, knots
-            )
-            assert jax.eval_shape(run, x).dtype == jnp.float64, name
+    path, knots = PATHS["linear"], uniform_knots(3, "linear")
+    assert knots.sigma.dtype == jnp.float64
+    for name, make in SAMPLERS.items():
+        run = lambda x, make=make: sample(make(path), oracles.denoiser(oracle()), key, x, knots)  # noqa: E731
+        assert jax.eval_shape(run, x).dtype == jnp.float64, name
 
 
 def test_a_bfloat16_network_is_combined_in_float32():
     path, mix = PATHS["cosine"], oracle()
     exact = oracles.model(mix, path, predictions.v)
     coarse = lambda x, t: exact(x, t).astype(jnp.bfloat16)  # noqa: E731
-    x, knots = quasi_normal(64), paths.knots(path, times.uniform(path, 10))
-    results = [
-        sample(euler(path), predictions.denoiser(model, path, predictions.v), jax.random.key(0), x, knots)
-        for model in (exact, coarse)
-    ]
+    x, knots = quasi_normal(64), uniform_knots(10, "cosine")
+    run = lambda model: sample(  # noqa: E731
+        euler(path), predictions.denoiser(model, path, predictions.v), jax.random.key(0), x, knots
+    )
+    results = jax.jit(lambda: [run(exact), run(coarse)])()
     assert results[1].dtype == jnp.float32
     assert 0 < np.abs(results[0] - results[1]).max() < 0.03

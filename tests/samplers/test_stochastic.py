@@ -19,21 +19,27 @@ def gaussian(x, knot):
     return Prediction(MEAN + knot.alpha * STD**2 * deviation, knot.sigma * deviation)
 
 
-def _affine_steps(sampler, knots):
+def _affine_steps(sampler, path, steps):
     """`x_then = slope x + offset + std z` of every step: exact for Gaussian data, whose denoiser is affine in x."""
-    intervals = Knot(*(jnp.stack([values[:-1], values[1:]], axis=1) for values in knots))
     x, z = jnp.asarray([[0.0], [1.0], [0.0]]), jnp.asarray([[[0.0], [0.0], [1.0]]])
-    run = jax.jit(jax.vmap(lambda knots: sample(sampler, gaussian, z, x, knots)[:, 0]))
-    offset, at_one, at_noise = np.asarray(run(intervals)).T
-    return at_one - offset, offset, at_noise - offset
+
+    @jax.jit
+    def run():
+        knots = paths.knots(path, times.uniform(path, steps))
+        intervals = Knot(*(jnp.stack([values[:-1], values[1:]], axis=1) for values in knots))
+        return knots, jax.vmap(lambda knots: sample(sampler, gaussian, z, x, knots)[:, 0])(intervals)
+
+    knots, ends = run()
+    offset, at_one, at_noise = np.asarray(ends).T
+    return knots, zip(at_one - offset, offset, at_noise - offset, strict=True)
 
 
 def _errors_of_moments(sampler, path, steps):
     """Of the mean and variance at the data end, from an exact start, without any sampling error."""
-    knots = paths.knots(path, times.uniform(path, steps))
-    mean = float(knots.alpha[0]) * MEAN
-    variance = float(knots.alpha[0] ** 2 * STD**2 + knots.sigma[0] ** 2)
-    for slope, offset, std in zip(*_affine_steps(sampler, knots), strict=True):
+    knots, affine_steps = _affine_steps(sampler, path, steps)
+    alpha, sigma = float(knots.alpha[0]), float(knots.sigma[0])
+    mean, variance = alpha * MEAN, alpha**2 * STD**2 + sigma**2
+    for slope, offset, std in affine_steps:
         mean, variance = slope * mean + offset, slope**2 * variance + std**2
     return abs(mean - MEAN), abs(variance - STD**2)
 
@@ -59,51 +65,63 @@ def test_the_weak_error_is_of_first_order(float64, name, path):
 @pytest.mark.parametrize("name", PATHS)
 def test_a_step_is_euler_maruyama_on_the_reverse_sde(float64, name):
     path = PATHS[name]
-    t = path.t_noise + jnp.asarray([0.5, 0.52]) * (path.t_data - path.t_noise)
-    now, h = paths.knots(path, t[0]), t[1] - t[0]
-    x = jnp.linspace(-2.0, 2.0, 8)[:, None]
-    drift, diffusion = paths.drift_and_diffusion(path, t[0])
-    score = -(x - now.alpha * MEAN) / (now.alpha**2 * STD**2 + now.sigma**2)
-    mean, end = (
-        sample(euler_maruyama(path), gaussian, jnp.full((1, 8, 1), z), x, paths.knots(path, t)) for z in (0.0, 1.0)
-    )
-    np.testing.assert_allclose(mean, x + h * drift * x + jnp.abs(h) * diffusion**2 * score, atol=1e-12)
-    np.testing.assert_allclose(end - mean, jnp.full((8, 1), diffusion * jnp.sqrt(jnp.abs(h))), atol=1e-12)
+    t = path.t_noise + np.array([0.5, 0.52]) * (path.t_data - path.t_noise)
+    x = np.linspace(-2.0, 2.0, 8)[:, None]
+
+    @jax.jit
+    def run(x):
+        knots = paths.knots(path, t)
+        ends = [sample(euler_maruyama(path), gaussian, jnp.full((1, 8, 1), z), x, knots) for z in (0.0, 1.0)]
+        return *ends, knots, paths.drift_and_diffusion(path, t[0])
+
+    mean, end, knots, (drift, diffusion) = run(jnp.asarray(x))
+    alpha, sigma, h = float(knots.alpha[0]), float(knots.sigma[0]), t[1] - t[0]
+    score = -(x - alpha * MEAN) / (alpha**2 * STD**2 + sigma**2)
+    np.testing.assert_allclose(mean, x + h * float(drift) * x + abs(h) * float(diffusion) ** 2 * score, atol=1e-12)
+    np.testing.assert_allclose(end - mean, np.full((8, 1), float(diffusion) * abs(h) ** 0.5), atol=1e-12)
 
 
 def test_the_direction_of_the_clock_does_not_matter(float64):
     backward = Path(alpha=lambda t: 1 - t, sigma=lambda t: t, t_data=0.0, t_noise=1.0)
-    results = [
-        sample(
-            euler_maruyama(path),
-            gaussian,
-            jax.random.key(0),
-            jnp.zeros((4, 1)),
-            paths.knots(path, times.uniform(path, 5)),
-        )
-        for path in (paths.linear(), backward)
-    ]
-    np.testing.assert_allclose(*results, atol=1e-12)
+
+    @jax.jit
+    def run():
+        noise = jnp.ones((5, 4, 1))
+        return [
+            sample(euler_maruyama(path), gaussian, noise, noise[0], paths.knots(path, times.uniform(path, 5)))
+            for path in (paths.linear(), backward)
+        ]
+
+    np.testing.assert_allclose(*run(), atol=1e-12)
 
 
 @pytest.mark.parametrize("name", PATHS)
 def test_the_ends_draw_from_the_estimate_of_the_data(name):
-    path, x, z = PATHS[name], jnp.linspace(-2.0, 2.0, 8)[:, None], jnp.ones((1, 8, 1))
-    knots = paths.knots(path, times.uniform(path, 3))
-    first, last = (Knot(*(value[part] for value in knots)) for part in (slice(0, 2), slice(2, 4)))
-    landed = sample(euler_maruyama(path), gaussian, z, x, last)
-    np.testing.assert_allclose(landed, gaussian(x, Knot(*(value[0] for value in last))).data, atol=1e-6)
-    started = sample(euler_maruyama(path), gaussian, z, x, first)
+    path, x = PATHS[name], jnp.linspace(-2.0, 2.0, 8)[:, None]
+    t = np.linspace(path.t_noise, path.t_data, 4, dtype=np.float32)
+
+    @jax.jit
+    def run(x):
+        first, last = (paths.knots(path, ends) for ends in (t[:2], t[2:]))
+        ends = [sample(euler_maruyama(path), gaussian, jnp.ones((1, 8, 1)), x, knots) for knots in (first, last)]
+        return first, *ends, gaussian(x, Knot(*(value[0] for value in last))).data
+
+    first, started, landed, estimate = run(x)
+    np.testing.assert_allclose(landed, estimate, atol=1e-6)
     assert np.all(np.isfinite(started))
     if first.alpha[0] == 0:
-        np.testing.assert_allclose(started, jnp.full((8, 1), first.alpha[1] * MEAN + first.sigma[1]), atol=1e-6)
+        np.testing.assert_allclose(started, np.full((8, 1), first.alpha[1] * MEAN + first.sigma[1]), atol=1e-6)
 
 
 def test_twenty_steps_leave_no_noise_on_a_point():
     """The scheme alone would overshoot in its last step by the noise that is left there, 1/20 on linear."""
-    point = oracles.mixture([1.0], [[0.3, -0.4]], [1e-8])
-    for path in (paths.linear(), paths.ddpm(paths.linear_betas(1000))):
-        knots = paths.knots(path, times.uniform(path, 20))
-        start = knots.sigma[0] * jax.random.normal(jax.random.key(1), (64, 2))
-        result = sample(euler_maruyama(path), oracles.denoiser(point), jax.random.key(0), start, knots)
-        assert np.abs(result - point.means).max() < 1e-3
+    point = np.array([[0.3, -0.4]], np.float32)
+    mix = oracles.mixture([1.0], point, [1e-8])
+
+    @jax.jit
+    def run(path_knots):
+        start = path_knots.sigma[0] * jax.random.normal(jax.random.key(1), (64, 2))
+        return sample(euler_maruyama(paths.linear()), oracles.denoiser(mix), jax.random.key(0), start, path_knots)
+
+    knots = paths.knots(paths.linear(), times.uniform(paths.linear(), 20))
+    assert np.abs(run(knots) - point).max() < 1e-3

@@ -1,0 +1,338 @@
+"""The exact model: parity, brute force by matrices and quadrature, Tweedie's formulas, the continuity equation."""
+
+import functools
+from pathlib import Path as File
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.stats import multivariate_normal
+
+from genjax import oracles, paths, predictions
+
+REFERENCE = np.load(File(__file__).parent / "reference" / "gaussian_mixture.npz")
+WEIGHTS, MEANS, COVS = (REFERENCE[f"mixture_{name}"] for name in ("weights", "means", "covs"))
+PATHS = {
+    "linear": paths.linear(),
+    "cosine": paths.cosine(),
+    "vp": paths.vp(),
+    "sub_vp": paths.sub_vp(),
+    "ve": paths.ve(),
+    "edm": paths.edm(),
+    "ddpm": paths.ddpm(paths.linear_betas(1000)),
+}
+KINDS = {**predictions.KINDS, "edm": predictions.edm(0.7)}
+every_path = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
+LEVELS = [(0.9, 0.3), (0.4, 0.9), (1.0, 2.0)]  # (alpha, sigma)
+
+
+def parameters(dimension):
+    """Weights, means and full covariances of a mixture."""
+    if dimension == 2:
+        return WEIGHTS, MEANS, COVS
+    generator = np.random.default_rng(dimension)
+    components = 4 if dimension == 8 else 2
+    factors = generator.normal(size=(components, dimension, dimension + 1)) / dimension**0.5
+    weights = generator.dirichlet(np.full(components, 3.0))
+    means = 1.5 * generator.normal(size=(components, dimension))
+    return weights, means, factors @ factors.swapaxes(1, 2)
+
+
+def drawn(mix, num, alpha, sigma, seed=0):
+    data_key, noise_key = jax.random.split(jax.random.key(seed))
+    data = oracles.sample(mix, data_key, num)
+    return alpha * data + sigma * jax.random.normal(noise_key, data.shape, data.dtype)
+
+
+def at(path, share):
+    """The time `share` of the way from noise to data."""
+    return path.t_noise + np.asarray(share) * (path.t_data - path.t_noise)
+
+
+# Parity
+
+
+def check_parity(tolerance, log_density_tolerance):
+    mix = oracles.mixture(WEIGHTS, MEANS, COVS)
+    for row, (alpha, sigma) in enumerate(REFERENCE["probe_alpha_sigma"]):
+        x = jnp.asarray(REFERENCE["probe_x"][row])
+        pair = oracles.denoise(mix, x, alpha, sigma)
+        np.testing.assert_allclose(pair.data, REFERENCE["probe_data"][row], atol=tolerance)
+        np.testing.assert_allclose(pair.noise, REFERENCE["probe_noise"][row], atol=tolerance)
+        found = oracles.log_density(mix, x, alpha, sigma)
+        np.testing.assert_allclose(found, REFERENCE["probe_log_density"][row], atol=log_density_tolerance)
+
+
+def test_parity_in_double_precision(float64):
+    check_parity(1e-12, 1e-12)
+
+
+def test_parity_in_single_precision():
+    check_parity(1e-5, 1e-4)
+
+
+# Brute force
+
+
+@pytest.mark.parametrize("dimension", [1, 2, 8])
+@pytest.mark.parametrize(("alpha", "sigma"), LEVELS)
+def test_everything_is_bayes_rule_by_matrices(dimension, alpha, sigma, float64):
+    """Joint Gaussians of (data, x) for each component, conditioned by inverting full matrices."""
+    weights, means, covs = parameters(dimension)
+    mix = oracles.mixture(weights, means, covs)
+    x = drawn(mix, 6, alpha, sigma)
+    marginals = alpha**2 * covs + sigma**2 * np.eye(dimension)
+    densities = np.stack(
+        [
+            w * np.atleast_1d(multivariate_normal(alpha * m, c).pdf(np.asarray(x)))
+            for w, m, c in zip(weights, means, marginals, strict=True)
+        ],
+        axis=1,
+    )
+    responsibilities = densities / densities.sum(axis=1, keepdims=True)
+    gains = alpha * covs @ np.linalg.inv(marginals)
+    centres = means[None] + np.einsum("kij,bkj->bki", gains, np.asarray(x)[:, None] - alpha * means[None])
+    mean = np.einsum("bk,bki->bi", responsibilities, centres)
+    within = covs - alpha * gains @ covs
+    second = np.einsum("bk,bkij->bij", responsibilities, within[None] + centres[..., None] * centres[..., None, :])
+    np.testing.assert_allclose(oracles.log_density(mix, x, alpha, sigma), np.log(densities.sum(axis=1)), rtol=1e-10)
+    pair = oracles.denoise(mix, x, alpha, sigma)
+    np.testing.assert_allclose(pair.data, mean, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(pair.noise, (x - alpha * mean) / sigma, rtol=1e-8, atol=1e-11)
+    covariance = second - mean[:, :, None] * mean[:, None, :]
+    np.testing.assert_allclose(oracles.posterior_covariance(mix, x, alpha, sigma), covariance, rtol=1e-8, atol=1e-11)
+
+
+@pytest.mark.parametrize(("alpha", "sigma"), LEVELS)
+def test_one_dimension_is_an_integral(alpha, sigma, float64):
+    weights, means, covs = parameters(1)
+    mix = oracles.mixture(weights, means, covs)
+    data = np.linspace(-15, 15, 60_001)
+    prior = sum(
+        w * multivariate_normal(m, c).pdf(data) for w, m, c in zip(weights, means[:, 0], covs[:, 0, 0], strict=True)
+    )
+    for x in (-1.0, 0.4, 2.5):
+        joint = prior * multivariate_normal(x, sigma**2).pdf(alpha * data)
+        mass = np.trapezoid(joint, data)
+        mean = np.trapezoid(data * joint, data) / mass
+        variance = np.trapezoid((data - mean) ** 2 * joint, data) / mass
+        points = jnp.asarray([[x]])
+        assert float(oracles.log_density(mix, points, alpha, sigma)[0]) == pytest.approx(np.log(mass), abs=1e-9)
+        assert float(oracles.denoise(mix, points, alpha, sigma).data[0, 0]) == pytest.approx(mean, abs=1e-9)
+        found = float(oracles.posterior_covariance(mix, points, alpha, sigma)[0, 0, 0])
+        assert found == pytest.approx(variance, abs=1e-9)
+
+
+@pytest.mark.parametrize("dimension", [1, 2, 8])
+@pytest.mark.parametrize(("alpha", "sigma"), LEVELS)
+def test_the_score_is_the_gradient_and_tweedie_holds(dimension, alpha, sigma, float64):
+    """score = grad log p = -E[noise | x] / sigma, and Cov[data | x] = sigma^2 / alpha d E[data | x] / dx."""
+    mix = oracles.mixture(*parameters(dimension))
+    x = drawn(mix, 5, alpha, sigma)
+    score = oracles.score(mix, x, alpha, sigma)
+    gradient = jax.grad(lambda x: oracles.log_density(mix, x, alpha, sigma).sum())(x)
+    np.testing.assert_allclose(score, gradient, rtol=1e-9, atol=1e-12)
+    pair = oracles.denoise(mix, x, alpha, sigma)
+    np.testing.assert_allclose(score, -pair.noise / sigma, rtol=1e-11)
+    np.testing.assert_allclose(alpha * pair.data + sigma * pair.noise, x, rtol=1e-12, atol=1e-12)
+
+    def data_at(one):
+        return oracles.denoise(mix, one[None], alpha, sigma).data[0]
+
+    tweedie = sigma**2 / alpha * jax.vmap(jax.jacfwd(data_at))(x)
+    covariance = oracles.posterior_covariance(mix, x, alpha, sigma)
+    np.testing.assert_allclose(covariance, tweedie, rtol=1e-8, atol=1e-12)
+    assert np.all(np.linalg.eigvalsh(covariance) > 0)
+
+
+def test_the_density_of_the_data_is_the_default(float64):
+    mix = oracles.mixture(WEIGHTS, MEANS, COVS)
+    x = drawn(mix, 5, 1.0, 0.0)
+    expected = [
+        sum(w * multivariate_normal(m, c).pdf(point) for w, m, c in zip(WEIGHTS, MEANS, COVS, strict=True))
+        for point in np.asarray(x)
+    ]
+    np.testing.assert_allclose(oracles.log_density(mix, x), np.log(expected), rtol=1e-11)
+    gradient = jax.grad(lambda x: oracles.log_density(mix, x).sum())(x)
+    np.testing.assert_allclose(oracles.score(mix, x), gradient, rtol=1e-10)
+
+
+# On paths
+
+
+@every_path
+def test_the_velocity_carries_the_density(path, float64):
+    """The continuity equation `d/dt log p + div v + v . grad log p = 0`, by differentiation."""
+    mix = oracles.mixture(WEIGHTS, MEANS, COVS)
+    shares = np.array([0.15035, 0.50035, 0.85035])
+    times = jnp.asarray(at(path, shares))
+    x = jnp.stack([drawn(mix, 1, path.alpha(t), path.sigma(t))[0] for t in times])
+
+    def log_p(x, t):
+        return oracles.log_density(mix, x[None], path.alpha(t), path.sigma(t))[0]
+
+    def velocity(x, t):
+        return oracles.velocity(mix, x[None], t, path=path)[0]
+
+    @jax.jit
+    @jax.vmap
+    def terms(x, t):
+        gradient, rate = jax.grad(log_p, argnums=(0, 1))(x, t)
+        divergence = jnp.trace(jax.jacfwd(velocity)(x, t))
+        return rate, divergence, velocity(x, t) @ gradient
+
+    rate, divergence, advection = terms(x, times)
+    scale = np.abs(rate) + np.abs(divergence) + np.abs(advection)
+    assert np.all(np.abs(rate + divergence + advection) <= 1e-10 * scale)
+    assert np.all(np.abs(rate) > 1e-4 * scale)  # so that the balance is not one of zeros
+
+
+@every_path
+def test_model_and_denoiser_agree_for_every_kind(path, float64):
+    mix = oracles.mixture(WEIGHTS, MEANS, COVS)
+    t = jnp.asarray(at(path, 0.40035))
+    knot = paths.knots(path, t)
+    x = drawn(mix, 4, knot.alpha, knot.sigma)
+    exact = oracles.denoiser(mix)(x, knot)
+    scale = float(1 + 1 / knot.alpha + knot.sigma / knot.alpha)
+    for name, kind in KINDS.items():
+        model = oracles.model(mix, path, kind)
+        found = predictions.denoiser(model, path, kind)(x, knot)
+        for value, expected in zip(found, exact, strict=True):
+            np.testing.assert_allclose(value, expected, atol=1e-11 * scale, err_msg=name)
+    velocity = oracles.model(mix, path, predictions.velocity)(x, jnp.full(4, t))
+    np.testing.assert_allclose(velocity, oracles.velocity(mix, x, t, path=path), rtol=1e-12)
+    score = oracles.model(mix, path, predictions.score)(x, jnp.full(4, t))
+    np.testing.assert_allclose(score, oracles.score(mix, x, knot.alpha, knot.sigma), rtol=1e-11)
+
+
+@every_path
+@pytest.mark.parametrize("dimension", [1, 8])
+def test_the_ends_of_a_path_are_finite(path, dimension):
+    mix = oracles.mixture(*parameters(dimension))
+    for end in (path.t_noise, path.t_data):
+        knot = paths.knots(path, jnp.asarray(end))
+        x = drawn(mix, 3, knot.alpha, knot.sigma)
+        quantities = (
+            oracles.denoise(mix, x, knot.alpha, knot.sigma),
+            oracles.log_density(mix, x, knot.alpha, knot.sigma),
+            oracles.score(mix, x, knot.alpha, knot.sigma),
+            oracles.posterior_covariance(mix, x, knot.alpha, knot.sigma),
+        )
+        assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(quantities))
+
+
+def test_pure_noise_tells_nothing_of_the_data_and_clean_data_tell_all(float64):
+    mix = oracles.mixture(WEIGHTS, MEANS, COVS)
+    x = drawn(mix, 4, 1.0, 1.0)
+    blind, clean = oracles.denoise(mix, x, 0.0, 1.0), oracles.denoise(mix, x, 1.0, 0.0)
+    np.testing.assert_allclose(blind.data, np.broadcast_to(WEIGHTS @ MEANS, x.shape), rtol=1e-13)
+    np.testing.assert_allclose(blind.noise, x, rtol=1e-13)
+    np.testing.assert_allclose(clean.data, x, rtol=1e-12)
+    np.testing.assert_array_equal(clean.noise, 0.0)
+    np.testing.assert_allclose(oracles.posterior_covariance(mix, x, 1.0, 0.0), 0.0, atol=1e-14)
+
+
+# Sampling
+
+
+@pytest.mark.parametrize("dimension", [1, 2, 8])
+def test_samples_have_the_moments(dimension):
+    weights, means, covs = parameters(dimension)
+    mean = weights @ means
+    spread = means - mean
+    covariance = np.einsum("k,kij->ij", weights, covs + spread[:, :, None] * spread[:, None, :])
+    num = 20_000
+    x = np.asarray(oracles.sample(oracles.mixture(weights, means, covs), jax.random.key(1), num), np.float64)
+    assert np.all(np.abs(x.mean(axis=0) - mean) < 4 * np.sqrt(np.diag(covariance) / num))
+    products = (x - mean)[:, :, None] * (x - mean)[:, None, :]
+    assert np.all(np.abs(products.mean(axis=0) - covariance) < 4 * products.std(axis=0) / np.sqrt(num))
+
+
+def test_samples_have_the_weights_and_the_shape_of_each_component():
+    """Components 40 apart, so that each draw tells its component."""
+    means = 40 * np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    mix = oracles.mixture(WEIGHTS, means, COVS)
+    num = 20_000
+    x = np.asarray(oracles.sample(mix, jax.random.key(2), num), np.float64)
+    nearest = np.argmin(np.linalg.norm(x[:, None] - means[None], axis=-1), axis=1)
+    for k, weight in enumerate(WEIGHTS):
+        own = x[nearest == k] - means[k]
+        assert abs(len(own) / num - weight) < 4 * np.sqrt(weight * (1 - weight) / num)
+        products = own[:, :, None] * own[:, None, :]
+        assert np.all(np.abs(products.mean(axis=0) - COVS[k]) < 4 * products.std(axis=0) / np.sqrt(len(own)))
+
+
+def test_more_samples_begin_with_the_fewer():
+    mix, key = oracles.mixture(WEIGHTS, MEANS, COVS), jax.random.key(0)
+    np.testing.assert_array_equal(oracles.sample(mix, key, 64)[:8], oracles.sample(mix, key, 8))
+
+
+# As functions of arrays
+
+
+def everything(mix, x, alpha, sigma):
+    return (
+        oracles.denoise(mix, x, alpha, sigma),
+        oracles.log_density(mix, x, alpha, sigma),
+        oracles.score(mix, x, alpha, sigma),
+        oracles.posterior_covariance(mix, x, alpha, sigma),
+    )
+
+
+@pytest.mark.parametrize("dimension", [1, 8])
+def test_levels_may_differ_within_a_batch(dimension, float64):
+    mix = oracles.mixture(*parameters(dimension))
+    alpha, sigma = jnp.asarray([0.9, 0.2, 1.0, 0.0]), jnp.asarray([0.1, 0.9, 3.0, 1.0])
+    x = drawn(mix, 4, 1.0, 0.5)
+    batched = jax.jit(everything)(mix, x, alpha, sigma)
+    for i in range(4):
+        alone = everything(mix, x[i : i + 1], float(alpha[i]), float(sigma[i]))
+        for whole, one in zip(jax.tree.leaves(batched), jax.tree.leaves(alone), strict=True):
+            np.testing.assert_allclose(whole[i], one[0], rtol=1e-9, atol=1e-13)
+
+
+@pytest.mark.parametrize(("x64", "dtype"), [(False, jnp.float32), (True, jnp.float64)])
+def test_no_silent_promotion(x64, dtype):
+    with jax.enable_x64(x64), jax.numpy_dtype_promotion("strict"):
+        mix = oracles.mixture(WEIGHTS, MEANS, COVS)
+        x, level = jax.ShapeDtypeStruct((3, 2), dtype), jax.ShapeDtypeStruct((3,), dtype)
+        found = [jax.eval_shape(functools.partial(everything, mix), x, level, level)]
+        found += [jax.eval_shape(functools.partial(oracles.velocity, mix, path=paths.vp()), x, level)]
+        found += [jax.eval_shape(oracles.model(mix, paths.vp(), kind), x, level) for kind in KINDS.values()]
+        found += [jax.eval_shape(functools.partial(oracles.sample, mix, num=3), jax.random.key(0))]
+    assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {jnp.dtype(dtype)}
+
+
+def test_covariances_may_be_multiples_of_the_identity(float64):
+    spherical = oracles.mixture([0.3, 0.7], [[0.0, 1.0], [2.0, 0.0]], [0.5, 2.0])
+    full = oracles.mixture([0.3, 0.7], [[0.0, 1.0], [2.0, 0.0]], np.array([0.5, 2.0])[:, None, None] * np.eye(2))
+    x = jnp.asarray([[0.3, -0.4]])
+    np.testing.assert_allclose(oracles.log_density(spherical, x), oracles.log_density(full, x), rtol=1e-13)
+
+
+def test_a_weight_of_zero_is_no_component(float64):
+    with_empty = oracles.mixture([0.4, 0.0, 0.6], [[0.0], [9.0], [1.0]], [1.0, 1.0, 1.0])
+    without = oracles.mixture([0.4, 0.6], [[0.0], [1.0]], [1.0, 1.0])
+    x = jnp.asarray([[9.0], [0.0]])
+    for a, b in zip(*(jax.tree.leaves(everything(mix, x, 0.5, 0.5)) for mix in (with_empty, without)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("weights", "means", "covs", "message"),
+    [
+        ([0.5, 0.5], [[0.0]], [1.0], "must be"),
+        ([1.0], [0.0], [1.0], "must be"),
+        ([1.0], [[0.0, 0.0]], [[1.0, 1.0]], "must be"),
+        ([0.5, 0.6], [[0.0], [1.0]], [1.0, 1.0], "sum to 1"),
+        ([-0.5, 1.5], [[0.0], [1.0]], [1.0, 1.0], "at least 0"),
+        ([np.nan, 1.0], [[0.0], [1.0]], [1.0, 1.0], "sum to 1"),
+        ([1.0], [[0.0, 0.0]], [[[1.0, 0.5], [0.0, 1.0]]], "symmetric"),
+        ([1.0], [[0.0, 0.0]], [[[1.0, 2.0], [2.0, 1.0]]], "semi-definite"),
+    ],
+)
+def test_what_is_no_mixture_is_refused(weights, means, covs, message):
+    with pytest.raises(ValueError, match=message):
+        oracles.mixture(weights, means, covs)
