@@ -3,18 +3,12 @@
 All are sinusoids of Vaswani et al. 2017 (arXiv 1706.03762, section 3.5), or learned tables.
 """
 
-from typing import Any
-
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
+from genjax.networks.layers import dense, parameter_dtype, table
 from genjax.typing import Array
-
-
-def parameter_dtype(dtype: jnp.dtype) -> jnp.dtype:
-    """The dtype of parameters and statistics under compute `dtype`: itself, but at least float32."""
-    return jnp.promote_types(dtype, jnp.float32)
 
 
 def sinusoidal(t: Array, features: int, *, scale: float = 1000.0, max_period: float = 10_000.0) -> Array:
@@ -121,11 +115,10 @@ class ConditionEmbedding(nn.Module):
     @nn.compact
     def __call__(self, t: Array, label: Array | None) -> Array:
         """The embedding of times and labels."""
-        dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": parameter_dtype(self.dtype)}
-        waves = sinusoidal(t, self.frequency_features, scale=self.time_scale)
-        hidden = nn.silu(nn.Dense(self.features, name="time_in", **dtypes)(waves.astype(self.dtype)))
-        embedding = nn.Dense(self.features, name="time_out", **dtypes)(hidden)
+        waves = sinusoidal(t, self.frequency_features, scale=self.time_scale).astype(self.dtype)
+        hidden = nn.silu(dense(self.features, self.dtype, "time_in")(waves))
+        embedding = dense(self.features, self.dtype, "time_out")(hidden)
         if label is not None:
-            table = nn.Embed(self.num_classes + 1, self.features, name="label", **dtypes)
-            embedding = embedding + table(label)
+            rows = table(self.num_classes + 1, self.features, self.dtype, "label", std=self.features**-0.5)
+            embedding = embedding + rows(label)
         return embedding

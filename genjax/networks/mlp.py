@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from genjax.networks.embeddings import check_inputs, parameter_dtype
-from genjax.networks.initialisation import normal
+from genjax.networks.embeddings import check_inputs
+from genjax.networks.layers import compute_dtype, dense, parameter_dtype, table
 from genjax.networks.net import from_linen
 from genjax.typing import Array, Net
 
@@ -18,6 +18,7 @@ def fourier(t: Array, features: int) -> Array:
 
     A clock of [0, 1] is half of the longest period, so its two ends are told apart.
     """
+    t = t.astype(parameter_dtype(t.dtype))
     frequencies = jnp.asarray(np.pi / 2 * np.arange(1, features // 2 + 1), t.dtype)
     angles = t[:, None] * frequencies[None, :]
     return jnp.concatenate([t[:, None], jnp.cos(angles), jnp.sin(angles)], axis=-1)
@@ -35,28 +36,17 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Array, t: Array, label: Array | None = None) -> Array:
         """The prediction, of the shape and dtype of `x`."""
+        if x.ndim != 2:
+            raise ValueError(f"x has shape {x.shape}; an mlp takes points [B, D]")
         check_inputs(x, t, label, self.num_classes)
-        param_dtype = parameter_dtype(x.dtype)
-        compute = jnp.promote_types(self.dtype, x.dtype) if self.dtype == jnp.float32 else self.dtype
-
-        def dense(features: int, name: str) -> nn.Dense:
-            return nn.Dense(features, name=name, dtype=compute, param_dtype=param_dtype, kernel_init=normal())
-
-        inputs = jnp.concatenate([x, fourier(t.astype(x.dtype), self.time_features)], axis=-1).astype(compute)
-        hidden = dense(self.features[0], "in")(inputs)
+        dtype = compute_dtype(self.dtype, x)
+        inputs = [x.astype(dtype), fourier(t, self.time_features).astype(dtype)]
+        hidden = dense(self.features[0], dtype, "in")(jnp.concatenate(inputs, axis=-1))
         if label is not None:
-            table = nn.Embed(
-                self.num_classes + 1,
-                self.features[0],
-                name="label",
-                dtype=compute,
-                param_dtype=param_dtype,
-                embedding_init=normal(1.0),
-            )
-            hidden = hidden + table(label)
+            hidden = hidden + table(self.num_classes + 1, self.features[0], dtype, "label")(label)
         for index, features in enumerate(self.features[1:]):
-            hidden = dense(features, f"hidden_{index}")(self.activation(hidden))
-        return dense(x.shape[-1], "out")(self.activation(hidden)).astype(x.dtype)
+            hidden = dense(features, dtype, f"hidden_{index}")(self.activation(hidden))
+        return dense(x.shape[-1], dtype, "out")(self.activation(hidden)).astype(x.dtype)
 
 
 def mlp(

@@ -1,9 +1,9 @@
 """What a backend needs to be fast, by kind of network: the one place where it is chosen.
 
 XLA:CPU of jaxlib 0.10 runs the weight gradient of a convolution about 25 times slower inside a loop than outside
-(measured on 8x8 images): the layout of its operands cannot be changed within a loop body, which rules out the fast kernels
-(jax-ml/jax issue 12868). There, training dispatches one step at a time. Sampling, which has no weight gradient, is as
-fast inside its scan as outside.
+(measured on 8x8 images): the layout of its operands cannot be changed within a loop body, which rules out the fast
+kernels (jax-ml/jax issue 12868). There, training dispatches one step at a time. Sampling, which has no weight
+gradient, is as fast inside its scan as outside.
 """
 
 import functools

@@ -22,6 +22,10 @@ def oracle():
     return oracles.mixture(*(REFERENCE[f"mixture_{name}"] for name in ("weights", "means", "covs")))
 
 
+def normals(*shape, dtype=np.float32):
+    return np.random.default_rng(0).standard_normal(shape).astype(dtype)
+
+
 def kind_at(index):
     """The kind of KINDS at a traced index, so that one compilation serves all of them."""
 
@@ -205,10 +209,10 @@ def test_the_likelihood_weighting_integrates_to_the_divergence(float64, name):
 def test_every_prediction_and_error_kind_has_the_same_gradient_after_weighting(float64, name):
     """One function, reinterpreted as a network of each kind; weights w on the data error are w / k^2 on another."""
     path = PATHS[name]
-    data = oracles.sample(oracle(), jax.random.key(0), 8)
-    noise, t = jax.random.normal(jax.random.key(1), (8, 2)), times_inside(path, 8)
-    params = {"w": jnp.asarray([[0.4, -0.3], [0.2, 0.7]]), "b": jnp.asarray([0.1, -0.2]), "c": jnp.asarray(0.5)}
-    data_weight = jnp.linspace(0.5, 2.0, 8)
+    data, noise = normals(2, 8, 2, dtype=np.float64)
+    t = np.asarray(jax.jit(lambda: times_inside(path, 8))())
+    params = {"w": np.array([[0.4, -0.3], [0.2, 0.7]]), "b": np.array([0.1, -0.2]), "c": np.array(0.5)}
+    data_weight = np.linspace(0.5, 2.0, 8)
 
     def explicit(path, t, error):
         return data_weight / predictions.error_scale(error, path, t) ** 2
@@ -323,10 +327,6 @@ class Recorder:
     def __call__(self, x, t):
         self.calls.append((x, t))
         return jnp.sin(x) * t.reshape((-1,) + (1,) * (x.ndim - 1))
-
-
-def normals(*shape, dtype=np.float32):
-    return np.random.default_rng(0).standard_normal(shape).astype(dtype)
 
 
 def test_the_loss_is_the_error_at_the_times_and_noise_it_drew(float64):

@@ -111,10 +111,13 @@ IMAGES = idx(np.zeros((3, 2, 2), np.uint8))
         (struct.pack(">BBBBIII", 0, 0, 8, 3, 0, 28, 28), "is empty"),
         (struct.pack(">BBBBIII", 0, 0, 8, 3, 2**32 - 1, 2**32 - 1, 2**32 - 1) + b"x", "holds 1 bytes"),
         (b"<html>404</html>", "no IDX file"),
-        (gzip.compress(IMAGES)[:-4], "truncated or corrupt"),
-        (gzip.compress(IMAGES)[:14], "truncated or corrupt"),
-        (gzip.compress(IMAGES)[:12] + b"\xff\xff" + gzip.compress(IMAGES)[14:], "truncated or corrupt"),
-        (gzip.compress(IMAGES) + b"garbage", "truncated or corrupt"),
+        (gzip.compress(IMAGES, mtime=0)[:-4], "truncated or corrupt"),
+        (gzip.compress(IMAGES, mtime=0)[:14], "truncated or corrupt"),
+        (
+            gzip.compress(IMAGES, mtime=0)[:12] + b"\xff\xff" + gzip.compress(IMAGES, mtime=0)[14:],
+            "truncated or corrupt",
+        ),
+        (gzip.compress(IMAGES, mtime=0) + b"garbage", "truncated or corrupt"),
     ],
 )
 def test_damaged_files_are_named_and_described(tmp_path, content, complaint):

@@ -1,0 +1,100 @@
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from genjax.networks.layers import compute_dtype, group_norm, layer_norm, parameter_dtype, self_attention
+
+
+def _images(dtype=jnp.float32):
+    random = np.random.default_rng(0)
+    return jnp.asarray(random.normal(size=(2, 4, 6, 8)) + 3 * random.normal(size=8), dtype)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 8])
+def test_group_norm_is_that_of_flax(groups, float64):
+    x, gain, shift = _images(jnp.float64), jnp.linspace(0.5, 2, 8), jnp.linspace(-1, 1, 8)
+    module = nn.GroupNorm(groups, epsilon=1e-5)
+    expected = module.apply({"params": {"scale": gain, "bias": shift}}, x)
+    np.testing.assert_allclose(group_norm(x, groups, gain[None], shift[None]), expected, atol=1e-10)
+
+
+def test_each_example_has_its_own_gain_and_shift():
+    x = _images()
+    gain, shift = jnp.stack([jnp.ones(8), jnp.full(8, 3.0)]), jnp.stack([jnp.zeros(8), jnp.full(8, -2.0)])
+    plain = group_norm(x, 2, jnp.ones((1, 8)), jnp.zeros((1, 8)))
+    np.testing.assert_allclose(
+        group_norm(x, 2, gain, shift), jnp.stack([plain[0], 3 * plain[1] - 2]), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_group_norm_does_not_feel_the_scale_and_offset_of_a_group(float64):
+    x = _images(jnp.float64)
+    gain, shift = jnp.ones((1, 8)), jnp.zeros((1, 8))
+    moved = x.at[..., 4:].multiply(7).at[..., 4:].add(5)
+    np.testing.assert_allclose(
+        group_norm(moved, 2, gain, shift, epsilon=0), group_norm(x, 2, gain, shift, epsilon=0), atol=1e-10
+    )
+
+
+def test_a_constant_image_is_normalised_to_the_shift():
+    shift = jnp.arange(8.0)[None]
+    out = group_norm(jnp.full((1, 4, 4, 8), 1234.5), 2, jnp.ones((1, 8)), shift, epsilon=1e-2)
+    np.testing.assert_allclose(out, jnp.broadcast_to(shift[:, None, None], (1, 4, 4, 8)), atol=0.05)
+
+
+@pytest.mark.parametrize(
+    "norm", [lambda x: group_norm(x, 2, jnp.ones((1, 8)), jnp.zeros((1, 8))), layer_norm], ids=["group", "layer"]
+)
+def test_the_moments_of_bfloat16_are_those_of_float32(norm):
+    x = _images(jnp.bfloat16) + 20
+    out = norm(x)
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(out, norm(x.astype(jnp.float32)).astype(jnp.bfloat16))
+
+
+def test_layer_norm_is_that_of_flax():
+    x = _images()
+    module = nn.LayerNorm(epsilon=1e-6, use_scale=False, use_bias=False)
+    np.testing.assert_allclose(layer_norm(x), module.apply({}, x), atol=1e-5)
+
+
+def _qkv(tokens=5, dtype=jnp.float32):
+    return jnp.asarray(2 * np.random.default_rng(0).normal(size=(2, tokens, 36)), dtype)
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+def test_attention_is_that_of_flax(heads):
+    qkv = _qkv()
+    query, keys, values = (each.reshape(2, 5, heads, 12 // heads) for each in jnp.split(qkv, 3, axis=-1))
+    expected = nn.dot_product_attention(query, keys, values).reshape(2, 5, 12)
+    np.testing.assert_allclose(self_attention(qkv, heads), expected, atol=1e-5)
+
+
+def test_attention_commutes_with_permutations_of_the_tokens():
+    qkv, order = _qkv(), jnp.array([3, 0, 4, 1, 2])
+    np.testing.assert_allclose(self_attention(qkv[:, order], 3), self_attention(qkv, 3)[:, order], atol=1e-6)
+
+
+def test_a_single_token_attends_to_itself():
+    qkv = _qkv(tokens=1)
+    np.testing.assert_allclose(self_attention(qkv, 3), qkv[..., 24:], rtol=1e-6)
+
+
+def test_attention_in_bfloat16_is_as_exact_as_its_inputs():
+    qkv = _qkv(tokens=400, dtype=jnp.bfloat16)
+    out, expected = self_attention(qkv, 3), self_attention(qkv.astype(jnp.float32), 3)
+    assert out.dtype == jnp.bfloat16
+    assert float(jnp.linalg.norm(out - expected) / jnp.linalg.norm(expected)) < 2**-6
+
+
+def test_dtypes_follow_what_is_asked_and_what_is_given(float64):
+    single, double, half = jnp.zeros(1, jnp.float32), jnp.zeros(1, jnp.float64), jnp.zeros(1, jnp.bfloat16)
+    assert compute_dtype(jnp.float32, single) == compute_dtype(jnp.float32, half) == jnp.float32
+    assert compute_dtype(jnp.float32, double) == compute_dtype(jnp.float64, single) == jnp.float64
+    assert compute_dtype(jnp.bfloat16, single) == compute_dtype(jnp.bfloat16, double) == jnp.bfloat16
+    assert [parameter_dtype(each) for each in (jnp.bfloat16, jnp.float32, jnp.float64)] == [
+        jnp.float32,
+        jnp.float32,
+        jnp.float64,
+    ]
