@@ -47,7 +47,7 @@ def resolve(options: NetworkOptions, event_shape: tuple[int, ...]) -> NetworkOpt
     small = is_image and max(event_shape[:2]) <= 16
     width, depth, patch = {
         "mlp": (256, 4, None),
-        "unet": (32, 2 if small else 1, None),
+        "unet": (32, 1, None),
         "dit": (192 if small else 256, 6, 2 if small else 4),
     }[network]
     given = {name: getattr(options, name) for name in ("width", "depth", "patch")}

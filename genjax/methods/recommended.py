@@ -17,10 +17,10 @@ class Recommended(NamedTuple):
 
 
 def for_path_models(event_shape: tuple[int, ...]) -> Recommended:
-    """For models on a Gaussian path with the networks of `network_options`, measured on two cores."""
+    """For models on a Gaussian path with the networks of `network_options`."""
     if len(event_shape) == 1:
-        return Recommended(steps=20_000, batch_size=512, learning_rate=1e-3, steps_per_dispatch=100)
+        return Recommended(steps=10_000, batch_size=256, learning_rate=1e-3, steps_per_dispatch=100)
     per_dispatch = convolution_steps_per_dispatch()
     if math.prod(event_shape) <= 16 * 16:
-        return Recommended(steps=2_000, batch_size=64, learning_rate=1e-3, steps_per_dispatch=per_dispatch)
-    return Recommended(steps=6_000, batch_size=64, learning_rate=5e-4, steps_per_dispatch=per_dispatch)
+        return Recommended(steps=1_200, batch_size=64, learning_rate=1e-3, steps_per_dispatch=per_dispatch)
+    return Recommended(steps=4_000, batch_size=64, learning_rate=5e-4, steps_per_dispatch=per_dispatch)
