@@ -52,7 +52,8 @@ def public_functions():
         if found.name.split(".")[1] in ROOMS:
             module = importlib.import_module(found.name)
             for name, value in vars(module).items():
-                if inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_"):
+                defined_here = inspect.isfunction(value) and value.__module__ == module.__name__
+                if defined_here and value.__name__ == name and not name.startswith("_"):
                     yield f"{found.name.removeprefix('genjax.')}.{name}", value
 
 

@@ -138,6 +138,11 @@ def test_subsets_descend_within_the_schedule(subset, total, steps):
     assert 0 <= indices[-1] <= indices[0] < total
 
 
+def test_subsets_round_to_the_nearest_index():
+    np.testing.assert_array_equal(times.trailing_indices(10, 3), [9, 6, 2])  # 10, 6.67, 3.33, less 1
+    np.testing.assert_array_equal(times.linspace_indices(10, 3), [9, 4, 0])  # 4.5, half to even
+
+
 def test_discrete_grid_is_index_plus_one_then_clean_data():
     t = times.discrete(times.trailing_indices(1000, 4), 1000)
     np.testing.assert_allclose(t, [1.0, 0.75, 0.5, 0.25, 0.0], rtol=1e-7)

@@ -163,6 +163,7 @@ def unet(
         ValueError: `base` is no multiple of `groups`, or there is no multiplier; from `init` and `apply`, an image
             that cannot be halved, or labels that do not fit.
 
+    >>> import jax
     >>> net = unet(base=8, multipliers=(1, 2), blocks=1, attention=(4,))
     >>> x, t = jnp.ones((2, 8, 8, 1)), jnp.zeros(2)
     >>> net.apply(net.init(jax.random.key(0), x, t), x, t).shape
