@@ -1,7 +1,7 @@
 """The diffusion transformer: patches as tokens, told the time (and the label) by adaptive layer norms.
 
-Peebles & Xie 2023 (arXiv 2212.09748), the adaLN-zero block: scale, shift and gate of both branches are regressed from the
-condition by a layer that starts at 0, so that each block starts as the identity and the network at 0.
+Peebles & Xie 2023 (arXiv 2212.09748), the adaLN-zero block: scale, shift and gate of both branches are regressed from
+the condition by a layer that starts at 0, so that each block starts as the identity and the network at 0.
 """
 
 import flax.linen as nn
@@ -100,7 +100,8 @@ def dit(
         dtype: of the computation; parameters and moments are float32 or wider, the result has the dtype of x.
 
     Raises:
-        ValueError: `width` is no multiple of `heads` or of 4; from `init` and `apply`, an image that patches do not tile.
+        ValueError: `width` is no multiple of `heads` or of 4; from `init` and `apply`, an image that patches
+            do not tile, or labels that do not fit.
     """
     if width % heads or width % 4:
         raise ValueError(f"width is {width}; expected a multiple of heads, {heads}, and of 4")

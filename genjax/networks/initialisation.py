@@ -1,8 +1,8 @@
 """Parameters drawn at once: compiling one random draw a leaf is most of the time of a network's first call.
 
-Every parameter of this package starts as `mean + std z` with `z ~ N(0, 1)`, and an initializer made by `normal` says so in
-the metadata of the parameter. `draw` learns all shapes, means and deviations by tracing the module, draws one vector of
-standard normals and cuts it up. Parameters with any other initializer are drawn by that initializer.
+Every parameter of this package starts as `mean + std z` with `z ~ N(0, 1)`, and an initializer made by `normal` says
+so in the metadata of the parameter. `initialiser_of` learns all shapes, means and deviations by tracing the module,
+draws one vector of standard normals and cuts it up. Parameters with another initializer are drawn by that initializer.
 """
 
 import math

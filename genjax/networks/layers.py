@@ -10,9 +10,11 @@ from genjax.networks import initialisation
 from genjax.networks.initialisation import Initializer
 from genjax.typing import Array
 
+_FAN_IN = initialisation.normal()
+
 
 def compute_dtype(dtype: Any, x: Array) -> jnp.dtype:
-    """What a network asked for `dtype` computes `x` in: `dtype`, but no narrower than float32 `x` where that is float32."""
+    """What a network asked for `dtype` computes `x` in: `dtype`, or float64 where float32 was asked and `x` is that."""
     dtype = jnp.dtype(dtype)
     return jnp.promote_types(dtype, x.dtype) if dtype == jnp.float32 else dtype
 
@@ -22,9 +24,7 @@ def parameter_dtype(dtype: Any) -> jnp.dtype:
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def dense(
-    features: int, dtype: jnp.dtype, name: str | None = None, kernel_init: Initializer = initialisation.normal()
-) -> nn.Dense:
+def dense(features: int, dtype: jnp.dtype, name: str | None = None, kernel_init: Initializer = _FAN_IN) -> nn.Dense:
     """`x W + b`, by default `W ~ N(0, 1 / fan in)` and `b = 0`."""
     return nn.Dense(
         features,
@@ -41,7 +41,7 @@ def convolution(
     dtype: jnp.dtype,
     name: str | None = None,
     stride: int = 1,
-    kernel_init: Initializer = initialisation.normal(),
+    kernel_init: Initializer = _FAN_IN,
 ) -> nn.Conv:
     """A 3x3 convolution with zero padding, initialised like `dense`."""
     return nn.Conv(
@@ -124,6 +124,6 @@ def self_attention(qkv: Array, heads: int) -> Array:
     batch, tokens, features = qkv.shape
     width = features // (3 * heads)
     query, keys, values = jnp.unstack(qkv.reshape(batch, tokens, 3, heads, width), axis=2)
-    logits = jnp.einsum("bihd,bjhd->bhij", query * width**-0.5, keys)
-    weights = jax.nn.softmax(logits.astype(parameter_dtype(qkv.dtype)), axis=-1).astype(qkv.dtype)
+    logits = jnp.einsum("bihd,bjhd->bhij", query * width**-0.5, keys, preferred_element_type=parameter_dtype(qkv.dtype))
+    weights = jax.nn.softmax(logits, axis=-1).astype(qkv.dtype)
     return jnp.einsum("bhij,bjhd->bihd", weights, values).reshape(batch, tokens, heads * width)

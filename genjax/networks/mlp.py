@@ -64,8 +64,14 @@ def mlp(
         activation: between layers.
         time_features: Fourier features of the time, an even number.
         num_classes: labels 0 .. K - 1, and K for none; 0 for a network without labels.
-        dtype: of the computation; parameters and result keep the dtype of x.
+        dtype: of the computation; parameters are float32 or wider, the result has the dtype of x.
+
+    Raises:
+        ValueError: there is no hidden layer, or `time_features` is odd; from `init` and `apply`, inputs that do not
+            fit.
     """
     if not features:
         raise ValueError("an mlp needs at least one hidden layer; got features ()")
+    if time_features % 2:
+        raise ValueError(f"time_features is {time_features}; expected an even number")
     return from_linen(MLP(tuple(features), activation, time_features, num_classes, dtype))

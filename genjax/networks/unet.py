@@ -166,7 +166,8 @@ def unet(
     >>> import jax
     >>> net = unet(base=8, multipliers=(1, 2), blocks=1, attention=(4,))
     >>> x, t = jnp.ones((2, 8, 8, 1)), jnp.zeros(2)
-    >>> net.apply(net.init(jax.random.key(0), x, t), x, t).shape
+    >>> params = net.init(jax.random.key(0), x, t)
+    >>> jax.eval_shape(net.apply, params, x, t).shape
     (2, 8, 8, 1)
     """
     if not multipliers:

@@ -60,8 +60,8 @@ def test_positions_need_four_features_a_frequency():
 def test_labels_have_one_more_row_than_classes_and_an_index_outside_gives_nan():
     module = ConditionEmbedding(8, 4, 1000.0, 3, jnp.dtype("float32"))
     t, label = jnp.zeros(5), jnp.arange(5)
-    variables = module.init(jax.random.key(0), t, label)
-    out = module.apply(variables, t, label)
+    variables = jax.jit(module.init)(jax.random.key(0), t, label)
+    out = jax.jit(module.apply)(variables, t, label)
     assert variables["params"]["label"]["embedding"].unbox().shape == (4, 8)
     assert len(np.unique(np.asarray(out[:4]), axis=0)) == 4
     assert bool(jnp.all(jnp.isfinite(out[:4])))

@@ -24,6 +24,11 @@ def test_widths_and_activation_are_those_given():
     np.testing.assert_array_equal(net.apply(params, x, t), jnp.broadcast_to(params["out"]["bias"], (2, 5)))
 
 
+def test_odd_time_features_are_refused():
+    with pytest.raises(ValueError, match=r"^time_features is 7; expected an even number$"):
+        mlp(time_features=7)
+
+
 def test_a_network_without_layers_is_refused():
     with pytest.raises(ValueError, match=r"^an mlp needs at least one hidden layer; got features \(\)$"):
         mlp(())

@@ -16,17 +16,17 @@ def _names(tree, kind):
 
 
 @pytest.mark.parametrize(
-    ("image", "multipliers", "message"),
-    [
-        ((28, 28), (1, 1, 1, 1), "images of 28x28 cannot be halved 3 times for 4 multipliers: pad them to 32x32 or give at most 3"),
-        ((8, 6), (1, 1, 1), "images of 8x6 cannot be halved 2 times for 3 multipliers: pad them to 8x8 or give at most 2"),
-        ((9, 9), (1, 1), "images of 9x9 cannot be halved 1 times for 2 multipliers: pad them to 10x10 or give at most 1"),
-    ],
-)  # fmt: skip
-def test_images_that_cannot_be_halved_are_refused_before_any_work(image, multipliers, message):
+    ("image", "multipliers", "halvings", "padded", "possible"),
+    [((28, 28), (1, 1, 1, 1), 3, "32x32", 3), ((8, 6), (1, 1, 1), 2, "8x8", 2), ((9, 9), (1, 1), 1, "10x10", 1)],
+)
+def test_images_that_cannot_be_halved_are_refused_before_any_work(image, multipliers, halvings, padded, possible):
     with pytest.raises(ValueError) as error:
         _shapes(unet(base=8, multipliers=multipliers), *image, 1)
-    assert str(error.value) == message
+    height, width = image
+    assert str(error.value) == (
+        f"images of {height}x{width} cannot be halved {halvings} times for {len(multipliers)} multipliers: "
+        f"pad them to {padded} or give at most {possible}"
+    )
 
 
 @pytest.mark.parametrize("image", [(28, 28, 1), (8, 8, 1), (8, 16, 3), (4, 4, 2)])
