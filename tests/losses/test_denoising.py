@@ -26,6 +26,14 @@ def normals(*shape, dtype=np.float32):
     return np.random.default_rng(0).standard_normal(shape).astype(dtype)
 
 
+def draws_of_the_mixture(num):
+    weights, means, covs = (REFERENCE[f"mixture_{name}"] for name in ("weights", "means", "covs"))
+    generator = np.random.default_rng(1)
+    component = generator.choice(3, num, p=weights)
+    spread = np.einsum("bij,bj->bi", np.linalg.cholesky(covs)[component], generator.standard_normal((num, 2)))
+    return (means[component] + spread).astype(np.float32)
+
+
 def kind_at(index):
     """The kind of KINDS at a traced index, so that one compilation serves all of them."""
 
@@ -250,14 +258,11 @@ def test_every_prediction_and_error_kind_has_the_same_gradient_after_weighting(f
 # Minimisers
 
 
-@functools.partial(jax.jit, static_argnames="num")
-def _slopes_and_excess(mix, kind, num):
+@jax.jit
+def _slopes_and_excess(mix, kind, data, noise, t):
     """Per example, of the loss of a network off the exact one of `mix` along three features: slopes `[3, num]` at 0,
     and what steps either way add `[6, num]`."""
     path, kind = paths.cosine(), kind_at(kind)
-    data = oracles.sample(oracle(), jax.random.key(0), num)
-    noise = jax.random.normal(jax.random.key(1), (num, 2))
-    t = jax.random.uniform(jax.random.key(2), (num,), minval=0.1, maxval=0.9)
     model = oracles.model(mix, path, kind)
 
     def errors(amounts):
@@ -276,13 +281,15 @@ def _slopes_and_excess(mix, kind, num):
 def test_the_oracle_is_the_minimiser(name):
     """At the exact model, and not beside it, the expected loss has slope 0 and rises in every direction."""
     kind, num, mix = list(KINDS).index(name), 20_000, oracle()
+    data, noise = draws_of_the_mixture(num), normals(num, 2)
+    t = np.linspace(0.1, 0.9, num, dtype=np.float32)
 
     def z_scores(values):
         values = np.asarray(values, np.float64)
         return values.mean(axis=1) / (values.std(axis=1) / num**0.5)
 
-    slopes, excess = (z_scores(values) for values in _slopes_and_excess(mix, kind, num))
-    beside = z_scores(_slopes_and_excess(mix._replace(means=mix.means + 0.1), kind, num)[0])
+    slopes, excess = (z_scores(values) for values in _slopes_and_excess(mix, kind, data, noise, t))
+    beside = z_scores(_slopes_and_excess(mix._replace(means=mix.means + 0.1), kind, data, noise, t)[0])
     print(f"{name}: slopes {slopes}, beside {beside}, excess {excess} standard errors")
     assert np.abs(slopes).max() < 4
     assert excess.min() > 4
@@ -294,12 +301,11 @@ def test_the_least_loss_of_a_linear_model_is_the_oracle(float64):
     path, num = paths.vp(), 50_000
     mix = oracles.mixture([1.0], [[0.5, -1.0]], [[[0.5, 0.2], [0.2, 0.3]]])
     points = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    z, noise = normals(2, num, 2, dtype=np.float64)
+    data = np.array([0.5, -1.0]) + z @ np.linalg.cholesky([[0.5, 0.2], [0.2, 0.3]]).T
 
     @jax.jit
-    def normal_equations():
-        data = oracles.sample(mix, jax.random.key(0), num)
-        noise = jax.random.normal(jax.random.key(1), (num, 2))
-
+    def normal_equations(data, noise):
         def loss(coefficients):
             matrix = coefficients.reshape(3, 2)
             model = lambda x, t: x @ matrix[:2] + matrix[2:]  # noqa: E731
@@ -309,7 +315,7 @@ def test_the_least_loss_of_a_linear_model_is_the_oracle(float64):
         slope, curvature = jax.grad(loss)(jnp.zeros(6)), jax.hessian(loss)(jnp.zeros(6))
         return slope, curvature, oracles.model(mix, path, predictions.noise)(points, jnp.full(3, 0.4))
 
-    slope, curvature, values = (np.asarray(value) for value in normal_equations())
+    slope, curvature, values = (np.asarray(value) for value in normal_equations(data, noise))
     fitted = np.linalg.solve(curvature, -slope).reshape(3, 2)
     expected = np.stack([values[1] - values[0], values[2] - values[0], values[0]])
     np.testing.assert_allclose(fitted, expected, atol=0.02)

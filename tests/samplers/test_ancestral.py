@@ -106,13 +106,19 @@ def test_parity_in_float32():
 # Identities
 
 
+def bent(x, knot):
+    """A denoiser that compiles quickly."""
+    data = jnp.tanh(x)
+    return Prediction(data, (x - knot.alpha * data) / knot.sigma)
+
+
 def _results(path, grid, *samplers):
     start = noise(jnp.result_type(float))
 
     @jax.jit
     def run(start):
         knots = paths.knots(path, grid())
-        return [sample(sampler, oracles.denoiser(oracle()), KEY, start, knots) for sampler in samplers]
+        return [sample(sampler, bent, KEY, start, knots) for sampler in samplers]
 
     return np.asarray(run(start))
 
@@ -185,20 +191,20 @@ def test_every_eta_keeps_the_marginal_given_the_data(float64, eta):
 
 def test_from_alpha_zero_to_sigma_zero():
     """The first step forgets x but for its noise, the last one returns the estimate of the data."""
-    path, denoise = paths.linear(), oracles.denoiser(oracle())
-    x = noise()
+    path, x = paths.linear(), noise()
 
     @jax.jit
     def run(x):
         first, last = (paths.knots(path, np.array(t, np.float32)) for t in ([0.0, 0.5], [0.5, 1.0]))
         samplers = (ddim(), ddim(0.7), ddpm("small"), ddpm("large"))
-        ends = [[sample(s, denoise, jnp.ones((1, *x.shape)), x, knots) for s in samplers] for knots in (first, last)]
-        return *ends, denoise(x, Knot(*(value[0] for value in last))).data
+        return [[sample(s, bent, jnp.ones((1, *x.shape)), x, knots) for s in samplers] for knots in (first, last)]
 
-    started, landed, estimate = run(x)
-    assert np.all(np.isfinite(started))
+    started, landed = run(x)
+    for end in started[1:]:
+        assert np.all(np.isfinite(end))
+        assert np.abs(end - started[0]).min() > 0.01
     for end in landed:
-        np.testing.assert_allclose(end, estimate, atol=1e-6)
+        np.testing.assert_allclose(end, np.tanh(x), atol=1e-6)
 
 
 def test_bad_options_raise():
