@@ -128,9 +128,18 @@ def shift(path: Path, t: Array, factor: float) -> Array:
     return jnp.where((t == path.t_noise) | (t == path.t_data), t, moved)
 
 
+def _between_ends(u: Array, path: Path, start: float | None = None, end: float | None = None) -> Array:
+    """`_from_unit` of `u` kept half a rounding away from 0 and 1: at the very ends of a path weightings may be 0 / 0."""
+    margin = jnp.finfo(u.dtype).epsneg
+    return _from_unit(jnp.clip(u, margin, 1 - margin), path, start, end)
+
+
 def uniform_density(path: Path, *, start: float | None = None, end: float | None = None) -> TimeDensity:
-    """t uniform between `start` (default: the noise end) and `end` (default: the data end), independent."""
-    return lambda key, num: _from_unit(jax.random.uniform(key, (num,)), path, start, end)
+    """t uniform between `start` (default: the noise end) and `end` (default: the data end), independent.
+
+    No density of this module draws an end itself.
+    """
+    return lambda key, num: _between_ends(jax.random.uniform(key, (num,)), path, start, end)
 
 
 def low_discrepancy_density(path: Path, *, start: float | None = None, end: float | None = None) -> TimeDensity:
@@ -142,7 +151,7 @@ def low_discrepancy_density(path: Path, *, start: float | None = None, end: floa
 
     def density(key: Key, num: int) -> Array:
         u = jnp.mod(jax.random.uniform(key) + jnp.arange(num) / num, 1.0)
-        return _from_unit(u, path, start, end)
+        return _between_ends(u, path, start, end)
 
     return density
 
@@ -152,7 +161,7 @@ def antithetic_density(path: Path, *, start: float | None = None, end: float | N
 
     def density(key: Key, num: int) -> Array:
         u = jax.random.uniform(key, ((num + 1) // 2,))
-        return _from_unit(jnp.concatenate([u, 1 - u])[:num], path, start, end)
+        return _between_ends(jnp.concatenate([u, 1 - u])[:num], path, start, end)
 
     return density
 
@@ -169,7 +178,7 @@ def logit_normal_density(path: Path, *, mean: float = 0.0, std: float = 1.0) -> 
 
     Esser et al. 2024 (arXiv 2403.03206), eq. 19; a negative mean favours noisy times.
     """
-    return lambda key, num: _from_unit(jax.nn.sigmoid(mean + std * jax.random.normal(key, (num,))), path, None, None)
+    return lambda key, num: _between_ends(jax.nn.sigmoid(mean + std * jax.random.normal(key, (num,))), path)
 
 
 def lognormal_density(mean: float = -1.2, std: float = 1.2) -> TimeDensity:
@@ -185,8 +194,8 @@ def cosmap_density(path: Path) -> TimeDensity:
 
     def density(key: Key, num: int) -> Array:
         w = jax.random.uniform(key, (num,))
-        u = jnp.sin(jnp.pi / 2 * w) / (jnp.sin(jnp.pi / 2 * w) + jnp.cos(jnp.pi / 2 * w))
-        return _from_unit(u, path, None, None)
+        sine, cosine = jnp.sin(jnp.pi / 2 * w), jnp.sin(jnp.pi / 2 * (1 - w))
+        return _between_ends(sine / (sine + cosine), path)
 
     return density
 

@@ -206,6 +206,17 @@ def test_densities_stay_on_the_clock(path, density, num):
     np.testing.assert_array_equal(t, density(path)(KEY, num))
 
 
+@pytest.mark.parametrize("density", DENSITIES.values(), ids=DENSITIES)
+@pytest.mark.parametrize("bits", [0.0, 1 - 2**-23], ids=["least", "greatest"])
+def test_no_draw_meets_an_end_of_the_path(density, bits, monkeypatch):
+    monkeypatch.setattr(jax.random, "uniform", lambda key, shape=(): jnp.full(shape, bits, jnp.float32))
+    monkeypatch.setattr(jax.random, "normal", lambda key, shape=(): jnp.full(shape, 200 * bits - 100, jnp.float32))
+    for path in (paths.linear(), paths.cosine()):
+        t = density(path)(KEY, 256)
+        assert np.all((t > 0) & (t < 1))
+        assert np.all(np.isfinite(paths.log_snr(path, t)))
+
+
 @pytest.mark.parametrize("path", [PATHS["linear"], PATHS["edm"]], ids=["linear", "edm"])
 def test_uniform_density_is_uniform(path):
     assert agrees(share(path, times.uniform_density(path)(KEY, NUM)), "uniform")

@@ -23,4 +23,4 @@ def for_path_models(event_shape: tuple[int, ...]) -> Recommended:
     per_dispatch = convolution_steps_per_dispatch()
     if math.prod(event_shape) <= 16 * 16:
         return Recommended(steps=1_200, batch_size=64, learning_rate=1e-3, steps_per_dispatch=per_dispatch)
-    return Recommended(steps=4_000, batch_size=64, learning_rate=5e-4, steps_per_dispatch=per_dispatch)
+    return Recommended(steps=10_000, batch_size=64, learning_rate=1e-3, steps_per_dispatch=per_dispatch)
