@@ -92,6 +92,12 @@ def _method_options(options: Options, run: Any) -> dict[str, Any]:
     return given
 
 
+def _defaults(run: Any) -> dict[str, Any]:
+    """The sampling options of the run's method as they are where none is given."""
+    parameters = inspect.signature(run.method.sample).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+
+
 def _labels(options: Options, run: Any) -> Any:
     import numpy as np
 
@@ -162,13 +168,13 @@ def _draw(run: Any, params: Any, key: Any, options: Options, given: dict[str, An
     )
     seconds = time.perf_counter() - start
     jax.block_until_ready(params)
-    defaults = inspect.signature(run.method.sample).parameters
-    steps = given.get("steps") or (defaults["steps"].default if "steps" in defaults else 1)
-    sampler = given.get("sampler") or (defaults["sampler"].default if "sampler" in defaults else "one call")
     calls = run.method.network_calls(**given, **({} if label is None else {"label": part_label}))
+    chosen = _defaults(run) | given
+    steps = chosen.get("steps", 1)
+    by = f"by {chosen['sampler']}, {steps} steps, " if "sampler" in chosen else ""
     batches = -(-options.num // batch_size)
     print(
-        f"{options.num} samples by {sampler}, {steps} steps, {calls} network calls each; compiled in "
+        f"{options.num} samples {by}{calls} network call{'s' if calls > 1 else ''} each; compiled in "
         f"{compile_seconds:.2f} s, drawn in {seconds:.2f} s: {1e3 * seconds / (batches * steps):.3g} ms a step "
         f"of {batch_size} samples"
     )

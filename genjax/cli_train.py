@@ -209,6 +209,7 @@ class _Training:
         if step % self.every == 0 or step == self.options.steps:
             score = self._evaluate(state, step)
             self._picture(state, self.directory / "samples" / f"step-{step:07d}.png")
+            self._plot_losses()
             self._save(state, score)
         elif time.monotonic() - self.saved_at > 60 * self.options.save_minutes:
             self._save(state, None)
@@ -224,10 +225,12 @@ class _Training:
         self.saved_at = time.monotonic()
 
     def _evaluate(self, state: Any, step: int) -> float | None:
+        from genjax.training.loop import HELD_OUT
+
         if self.evaluate is None:
             return None
         metrics = self.evaluate(state.ema, self.key)
-        self.log.append(step, {f"held_out_{name}": value for name, value in metrics.items()})
+        self.log.append(step, {f"{HELD_OUT}{name}": value for name, value in metrics.items()})
         return metrics.get("loss")
 
     def _picture(self, state: Any, path: Path) -> None:
@@ -252,13 +255,20 @@ class _Training:
         columns = self.num_classes if 1 < self.num_classes <= 16 else None
         picture(path, samples, self.dataset.scaling, self.dataset, columns=columns)
 
-    def _finish(self, state: Any) -> None:
+    def _plot_losses(self) -> None:
         from genjax import plots
         from genjax.training.log import read_metrics
-        from genjax.training.run_dir import make_directory
+        from genjax.training.loop import loss_names
 
         records = read_metrics(self.directory / "metrics.jsonl")
-        plots.loss_curve(self.directory / "loss.png", records)
+        names = loss_names(dict.fromkeys(name for record in records for name in record))
+        if names:
+            plots.loss_curve(self.directory / "loss.png", records, keys=names)
+
+    def _finish(self, state: Any) -> None:
+        from genjax.training.run_dir import make_directory
+
+        self._plot_losses()
         last = self.directory / "samples" / f"step-{int(state.step):07d}.png"
         if not last.exists():
             make_directory(last.parent)

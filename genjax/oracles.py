@@ -99,7 +99,7 @@ def _components(mix: Mixture, x: Array, alpha: Array | float, sigma: Array | flo
     return _Components(log_joint, whitened, variances, alpha, sigma)
 
 
-def log_density(mix: Mixture, x: Array, alpha: Array | float = 1.0, sigma: Array | float = 0.0) -> Array:
+def log_density(mix: Mixture, x: Array, *, alpha: Array | float = 1.0, sigma: Array | float = 0.0) -> Array:
     """`log p(x)` of `alpha data + sigma noise`, `[B]`, nats; by default of the data themselves."""
     return jax.nn.logsumexp(_components(mix, x, alpha, sigma).log_joint, axis=-1)
 
@@ -120,7 +120,7 @@ def denoise(mix: Mixture, x: Array, alpha: Array, sigma: Array) -> Prediction:
     return _expectation(mix, _components(mix, x, alpha, sigma))
 
 
-def score(mix: Mixture, x: Array, alpha: Array | float = 1.0, sigma: Array | float = 0.0) -> Array:
+def score(mix: Mixture, x: Array, *, alpha: Array | float = 1.0, sigma: Array | float = 0.0) -> Array:
     """`grad_x log p(x)` of `alpha data + sigma noise`, `[B, D]`."""
     parts = _components(mix, x, alpha, sigma)
     responsibilities = jax.nn.softmax(parts.log_joint, axis=-1)
@@ -159,6 +159,6 @@ def model(mix: Mixture, path: Path, predict: predictions.Kind) -> Model:
     """The exact network `f(x, t)` that predicts `predict` on `path`: what training on the mixture converges to."""
 
     def exact(x: Array, t: Array) -> Array:
-        return predictions.from_pair(predict, denoise(mix, x, path.alpha(t), path.sigma(t)), path, t)
+        return predictions.from_pair(predict, path, denoise(mix, x, path.alpha(t), path.sigma(t)), t)
 
     return exact

@@ -83,13 +83,13 @@ def edm(data_std: float = 0.5) -> Kind:
 KINDS: dict[str, Kind] = {"data": data, "noise": noise, "velocity": velocity, "v": v, "score": score}
 
 
-def from_pair(kind: Kind, pair: Prediction, path: Path, t: Array) -> Array:
+def from_pair(kind: Kind, path: Path, pair: Prediction, t: Array) -> Array:
     """The prediction of `kind` that the pair (data, noise) amounts to at `t [B]` (or a scalar): `[B, ...]`."""
     row = Row(*(expand(c, pair.data) for c in kind(path, jnp.asarray(t))))
     return (row.data_weight * pair.data + row.noise_weight * pair.noise) / row.prediction_scale
 
 
-def to_pair(kind: Kind, prediction: Array, x_t: Array, path: Path, t: Array) -> Prediction:
+def to_pair(kind: Kind, path: Path, prediction: Array, x_t: Array, t: Array) -> Prediction:
     """The pair (data, noise) that `prediction [B, ...]` of `kind` stands for at `x_t`, `t [B]` (or a scalar)."""
     t = jnp.asarray(t)
     c, a, b = (expand(value, x_t) for value in kind(path, t))
@@ -101,7 +101,7 @@ def to_pair(kind: Kind, prediction: Array, x_t: Array, path: Path, t: Array) -> 
 
 def convert(prediction: Array, x_t: Array, t: Array, *, path: Path, source: Kind, target: Kind) -> Array:
     """`prediction` of kind `source` as a prediction of kind `target`, `[B, ...]`."""
-    return from_pair(target, to_pair(source, prediction, x_t, path, t), path, t)
+    return from_pair(target, path, to_pair(source, path, prediction, x_t, t), t)
 
 
 def error_scale(kind: Kind, path: Path, t: Array) -> Array:
@@ -122,6 +122,6 @@ def denoiser(model: Model, path: Path, predict: Kind) -> Denoiser:
 
     def denoise(x: Array, knot: Knot) -> Prediction:
         t = jnp.broadcast_to(knot.t, x.shape[:1]).astype(x.dtype)
-        return to_pair(predict, model(x, t).astype(x.dtype), x, path, knot.t.astype(x.dtype))
+        return to_pair(predict, path, model(x, t).astype(x.dtype), x, knot.t.astype(x.dtype))
 
     return denoise

@@ -4,7 +4,9 @@ An adversarial method with two optimizers and several critic steps, and a distil
 each written here from outside; and what every method of the package must offer.
 """
 
+import dataclasses
 import inspect
+import types
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +14,10 @@ import numpy as np
 import optax
 import pytest
 
+from genjax import cli, cli_sample, cli_train
 from genjax.arrays import as_example_keys, normal
 from genjax.methods import METHODS
+from genjax.methods.recommended import Recommended
 from genjax.training import data, loop
 from genjax.training.checkpoint import Checkpoints
 from genjax.training.steps import adamw, apply_gradients, from_loss, new_state, step_key, with_ema
@@ -81,7 +85,7 @@ def adversarial(*, critic_steps=3, latent=4, width=64):
             params={"generator": generator, "critic": critic},
             opt_state={"generator": generator_opt, "critic": critic_opt},
         )
-        return state, {"loss": loss}
+        return state, {"critic_loss": loss}
 
     def sample(params, key, num):
         return _apply(params, normal(as_example_keys(key, num), (num, latent)))
@@ -146,6 +150,45 @@ def test_foreign_methods_train_checkpoint_resume_and_sample(make, tmp_path):
     samples = method.sample(params, jax.random.key(0), 32)
     assert samples.shape == (32, 2)
     assert np.isfinite(samples).all()
+
+
+@dataclasses.dataclass(frozen=True)
+class AdversarialConfig:
+    """A WGAN."""
+
+    critic_steps: int = 3
+    """critic updates for one of the generator"""
+
+
+def _module():
+    """The adversarial method as a module of `genjax.methods`."""
+    module = types.ModuleType("adversarial", "A WGAN with weight clipping.")
+    module.Config = AdversarialConfig
+    module.recommended = lambda event_shape: Recommended(40, 64, 1e-3, steps_per_dispatch=10)
+    module.resolve = lambda config, event_shape, num_classes: config
+    module.build = lambda config, optimizer, *, event_shape, num_classes: adversarial(**dataclasses.asdict(config))
+    return module
+
+
+def test_a_foreign_method_goes_through_both_scripts(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(METHODS, "adversarial", _module())
+    monkeypatch.setattr(cli, "use_compilation_cache", lambda: None)
+    out = tmp_path / "run"
+    train = ["adversarial", "--data", "moons", "--critic-steps", "2", "--out", str(out)]
+    assert cli.run(cli_train.main, train) == 0
+    assert "resumed" not in capsys.readouterr().out
+    assert (out / "loss.png").exists()
+    assert cli.run(cli_train.main, train) == 0
+    assert "resumed   at step 40" in capsys.readouterr().out
+    assert cli.run(cli_train.main, [*train, "--critic-steps", "4"]) == 2
+    assert "critic_steps" in capsys.readouterr().err
+    assert cli.run(cli_sample.main, [str(out), "--num", "50"]) == 0
+    assert "50 samples 1 network call each" in capsys.readouterr().out
+    with np.load(out / "samples" / "samples.npz") as saved:
+        assert saved["samples"].shape == (50, 2)
+        assert np.isfinite(saved["samples"]).all()
+    assert cli.run(cli_sample.main, [str(out), "--sampler", "heun"]) == 2
+    assert "--sampler does not apply: adversarial" in capsys.readouterr().err
 
 
 def test_adversarial_method_updates_the_generator_every_third_step():
@@ -219,7 +262,5 @@ def test_every_method_trains_and_samples(name, data_name):
 
 
 def _tiny(config, event_shape):
-    import dataclasses
-
     width, depth = (8, 1) if len(event_shape) == 3 else (16, 2)
     return dataclasses.replace(config, network=dataclasses.replace(config.network, width=width, depth=depth))

@@ -52,8 +52,8 @@ def drawn(mix, alpha, sigma, num=BATCH):
 def everything(mix, x, alpha, sigma):
     return (
         oracles.denoise(mix, x, alpha, sigma),
-        oracles.log_density(mix, x, alpha, sigma),
-        oracles.score(mix, x, alpha, sigma),
+        oracles.log_density(mix, x, alpha=alpha, sigma=sigma),
+        oracles.score(mix, x, alpha=alpha, sigma=sigma),
         oracles.posterior_covariance(mix, x, alpha, sigma),
     )
 
@@ -130,7 +130,7 @@ def gradient_and_jacobian(mix, x, alpha, sigma):
     def data_at(x, alpha, sigma):
         return oracles.denoise(mix, x[None], alpha, sigma).data[0]
 
-    gradient = jax.grad(lambda x: oracles.log_density(mix, x, alpha, sigma).sum())(x)
+    gradient = jax.grad(lambda x: oracles.log_density(mix, x, alpha=alpha, sigma=sigma).sum())(x)
     return gradient, jax.vmap(jax.jacfwd(data_at))(x, alpha, sigma)
 
 
@@ -172,7 +172,7 @@ def test_the_velocity_carries_the_density(path, float64):
     x = drawn(mix, path.alpha(times), path.sigma(times), num=3)
 
     def log_p(x, t):
-        return oracles.log_density(mix, x[None], path.alpha(t), path.sigma(t))[0]
+        return oracles.log_density(mix, x[None], alpha=path.alpha(t), sigma=path.sigma(t))[0]
 
     def velocity(x, t):
         return oracles.velocity(mix, x[None], t, path=path)[0]
@@ -206,7 +206,7 @@ def test_model_and_denoiser_agree_for_every_kind(path, float64):
     velocity = oracles.model(mix, path, predictions.velocity)(x, jnp.full(BATCH, t))
     np.testing.assert_allclose(velocity, oracles.velocity(mix, x, t, path=path), rtol=1e-12)
     score = oracles.model(mix, path, predictions.score)(x, jnp.full(BATCH, t))
-    np.testing.assert_allclose(score, oracles.score(mix, x, knot.alpha, knot.sigma), rtol=1e-11)
+    np.testing.assert_allclose(score, oracles.score(mix, x, alpha=knot.alpha, sigma=knot.sigma), rtol=1e-11)
 
 
 @every_path

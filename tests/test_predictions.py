@@ -58,8 +58,8 @@ def by_hand(name, path, pair, t):
 
 def round_trips(path, pair, t):
     x_t = paths.interpolate(path, pair.data, pair.noise, t)
-    values = {name: predictions.from_pair(kind, pair, path, t) for name, kind in KINDS.items()}
-    pairs = {name: predictions.to_pair(kind, values[name], x_t, path, t) for name, kind in KINDS.items()}
+    values = {name: predictions.from_pair(kind, path, pair, t) for name, kind in KINDS.items()}
+    pairs = {name: predictions.to_pair(kind, path, values[name], x_t, t) for name, kind in KINDS.items()}
     converted = {
         (source, target): predictions.convert(
             values[source], x_t, t, path=path, source=KINDS[source], target=KINDS[target]
@@ -103,7 +103,7 @@ def recovers(kind, path, t):
     pair = Prediction(jnp.asarray([[0.3, -1.0]], jnp.float32), jnp.asarray([[1.2, 0.5]], jnp.float32))
     t = jnp.asarray(t, jnp.float32)
     x_t = paths.interpolate(path, pair.data, pair.noise, t)
-    found = predictions.to_pair(kind, predictions.from_pair(kind, pair, path, t), x_t, path, t)
+    found = predictions.to_pair(kind, path, predictions.from_pair(kind, path, pair, t), x_t, t)
     finite = bool(jnp.all(jnp.isfinite(found.data)) & jnp.all(jnp.isfinite(found.noise)))
     assert not finite or all(np.allclose(a, b, atol=1e-5) for a, b in zip(found, pair, strict=True))
     return finite
@@ -157,7 +157,7 @@ def test_edm_is_the_preconditioned_output(label, data_std, float64):
     sigma = jnp.asarray(numbers["sigma"])
     path, kind = paths.edm(), predictions.edm(data_std)
     x, output = drawn_pair(len(sigma))
-    found = predictions.to_pair(kind, output, x, path, sigma)
+    found = predictions.to_pair(kind, path, output, x, sigma)
     expected = numbers[f"{label}_c_skip"][:, None] * x + numbers[f"{label}_c_out"][:, None] * output
     np.testing.assert_allclose(found.data, expected, rtol=1e-10, atol=1e-10)
     scale = predictions.error_scale(kind, path, sigma)
@@ -181,7 +181,7 @@ def test_error_scale_carries_an_error_of_the_data(path, kind, float64):
     x_t = paths.interpolate(path, pair.data, pair.noise, t)
     off = pair.data + 0.1
     noise = (x_t - expand(path.alpha(t), off) * off) / expand(path.sigma(t), off)
-    moved = predictions.from_pair(kind, Prediction(off, noise), path, t) - predictions.from_pair(kind, pair, path, t)
+    moved = predictions.from_pair(kind, path, Prediction(off, noise), t) - predictions.from_pair(kind, path, pair, t)
     scale = predictions.error_scale(kind, path, t)
     np.testing.assert_allclose(moved, 0.1 * np.broadcast_to(scale[:, None], moved.shape), rtol=1e-9, atol=1e-12)
 
@@ -209,7 +209,7 @@ def test_denoiser_reads_the_model_at_one_time_an_example(kind, float64):
 
     def model(x, times):
         seen.append((x.shape, times))
-        return predictions.from_pair(kind, pair, path, times)
+        return predictions.from_pair(kind, path, pair, times)
 
     found = predictions.denoiser(model, path, kind)(x_t, paths.knots(path, jnp.asarray(t)))
     np.testing.assert_allclose(found.data, pair.data, atol=1e-13)
@@ -236,10 +236,10 @@ def test_conversions_differentiate_and_map(kind, float64):
     """A prediction is affine in x_t: the gradient of the data in x_t is `1 / alpha` times what the kind says."""
     path, t = paths.cosine(), jnp.asarray(0.3)
     pair = drawn_pair(1)
-    prediction = predictions.from_pair(kind, pair, path, t)
+    prediction = predictions.from_pair(kind, path, pair, t)
 
     def data_of(x):
-        return predictions.to_pair(kind, prediction, x, path, t).data.sum()
+        return predictions.to_pair(kind, path, prediction, x, t).data.sum()
 
     _, a, b = kind(path, t)
     expected = b / (path.alpha(t) * b - path.sigma(t) * a)
@@ -263,7 +263,7 @@ def test_no_silent_promotion(path, x64, dtype):
 @every_kind
 def test_a_python_time_is_a_scalar_array(kind):
     path, pair = paths.linear(), Prediction(jnp.ones((2, 3)), jnp.full((2, 3), 0.5))
-    found = predictions.from_pair(kind, pair, path, 0.25)
-    np.testing.assert_allclose(found, predictions.from_pair(kind, pair, path, jnp.full(2, 0.25)), rtol=1e-6)
-    back = predictions.to_pair(kind, found, paths.interpolate(path, *pair, 0.25), path, 0.25)
+    found = predictions.from_pair(kind, path, pair, 0.25)
+    np.testing.assert_allclose(found, predictions.from_pair(kind, path, pair, jnp.full(2, 0.25)), rtol=1e-6)
+    back = predictions.to_pair(kind, path, found, paths.interpolate(path, *pair, 0.25), 0.25)
     np.testing.assert_allclose(back.data, pair.data, rtol=1e-5)

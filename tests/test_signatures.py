@@ -39,12 +39,6 @@ SUBJECTS = {
 }
 KEYS = {"key", "keys"}
 FORBIDDEN = {"x0", "x1", "x_0", "x_1", "eps", "z0", "z1"}
-EXCEPTIONS = {
-    # The path is read at t, and stays beside it.
-    "predictions.from_pair",
-    "predictions.to_pair",
-}
-LEVELS = {"oracles.log_density", "oracles.score"}  # their alpha and sigma are data, of the clean data by default
 
 
 def public_functions():
@@ -87,17 +81,16 @@ def positional_options(function):
 def test_there_are_functions_in_every_room_that_exists():
     rooms = {name.split(".")[0] for name in FUNCTIONS}
     assert {"paths", "predictions", "times", "oracles", "transport", "losses", "samplers", "networks"} <= rooms
-    assert set(FUNCTIONS) >= EXCEPTIONS | LEVELS
 
 
 @every_function
 def test_subject_then_key_then_data(name):
-    assert name in EXCEPTIONS or not misplaced(FUNCTIONS[name]), f"{name}{inspect.signature(FUNCTIONS[name])}"
+    assert not misplaced(FUNCTIONS[name]), f"{name}{inspect.signature(FUNCTIONS[name])}"
 
 
 @every_function
 def test_options_are_keyword_only(name):
-    assert name in LEVELS or not positional_options(FUNCTIONS[name]), positional_options(FUNCTIONS[name])
+    assert not positional_options(FUNCTIONS[name]), positional_options(FUNCTIONS[name])
 
 
 @every_function

@@ -127,7 +127,7 @@ def denoising_error(
         raise ValueError(f"the model returned shape {prediction.shape} for x of shape {data.shape}; they must agree")
     if error is not predict:
         prediction = predictions.convert(prediction, x_t, t, path=path, source=predict, target=error)
-    target = predictions.from_pair(error, Prediction(data, noise), path, t)
+    target = predictions.from_pair(error, path, Prediction(data, noise), t)
     return weighting(path, t, error) * mean_events(jnp.square(prediction - target))
 
 

@@ -6,7 +6,7 @@ depends on (seed, step) alone. A dispatch of K steps is part of the contract: a 
 continued gives bit for bit what one run gives.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -21,6 +21,9 @@ from genjax.typing import Array, Batch, Key, Method, Metrics, State
 DEVICE_BYTES = 2 * 1024**3
 """Data sets up to this size are kept on the device."""
 
+HELD_OUT = "held_out_"
+"""What the name of a metric has before it when it was measured on held-out data."""
+
 _DEQUANTISATION = 2**31 - 1
 """Folded into a step's key for the dequantisation noise, so that it shares no draw with the method's."""
 
@@ -28,7 +31,7 @@ OnDispatch = Callable[[State, int, dict[str, float]], bool]
 
 
 class Diverged(UserError):
-    """The loss is no longer finite."""
+    """A loss is no longer finite."""
 
 
 def example_batch(dataset: Dataset, size: int = 2) -> Batch:
@@ -108,16 +111,22 @@ def fit(
             step += count
             metrics = {name: float(value) for name, value in jax.device_get(device_metrics).items()}
             bar.update(count)
-            bar.set_postfix_str(" ".join(f"{name} {value:.4g}" for name, value in _shown(metrics)))
-            if not np.isfinite(metrics.get("loss", 0.0)):
-                raise Diverged(f"the loss is {metrics['loss']} within the {count} steps up to step {step}")
+            bar.set_postfix_str(" ".join(f"{name} {metrics[name]:.4g}" for name in loss_names(metrics)))
+            for name in loss_names(metrics):
+                if not np.isfinite(metrics[name]):
+                    raise Diverged(f"the {name} is {metrics[name]} within the {count} steps up to step {step}")
             if on_dispatch is not None and on_dispatch(state, step, metrics):
                 break
     return state
 
 
-def _shown(metrics: Mapping[str, float]) -> list[tuple[str, float]]:
-    return [(name, value) for name, value in metrics.items() if "loss" in name]
+def loss_names(metrics: Iterable[str]) -> list[str]:
+    """The metrics that are losses, by their names: what the bar and the curve show, and what must stay finite.
+
+    >>> loss_names({"generator_loss": 0.7, "critic_loss": 1.2, "grad_norm": 3.0, "held_out_loss": 0.8})
+    ['generator_loss', 'critic_loss']
+    """
+    return [name for name in metrics if "loss" in name and not name.startswith(HELD_OUT)]
 
 
 def _on_device(batch: Batch) -> Batch | None:

@@ -53,8 +53,8 @@ def test_the_guided_score_is_that_of_the_tilted_density(float64):
     guided = jax.jit(classifier_free(labelled(predictions.score), LABEL, NULL, scale))(x, np.full(6, 0.4))
 
     def log_tilted(x):
-        log_p = oracles.log_density(everything(), x, alpha, sigma)
-        of_components = jnp.stack([oracles.log_density(mix, x, alpha, sigma) for mix in components()])
+        log_p = oracles.log_density(everything(), x, alpha=alpha, sigma=sigma)
+        of_components = jnp.stack([oracles.log_density(mix, x, alpha=alpha, sigma=sigma) for mix in components()])
         log_posterior = jnp.log(WEIGHTS)[:, None] + of_components - log_p[None]
         return jnp.sum(log_p + scale * log_posterior[LABEL, jnp.arange(6)])
 
