@@ -13,6 +13,9 @@ import tyro
 from genjax import cli
 from genjax.errors import UsageError, UserError
 
+_MOST_COLUMNS = 16
+"""Images of more classes than these are not laid out in a column a class."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Options:
@@ -23,7 +26,9 @@ class Options:
 
     run_dir: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN_DIR")]
     """a directory that train.py wrote"""
-    num: int = 64
+    num: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 1000 points, 64 images)")] = (
+        None
+    )
     """how many samples"""
     sampler: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: by method)")] = None
     """euler, heun, midpoint, rk4, ddim, ddpm, ddpm-large or euler-maruyama"""
@@ -48,12 +53,13 @@ class Options:
 def main(arguments: list[str]) -> int:
     """Sample as the arguments say; returns the exit code."""
     options = cli.parse(Options, arguments, "sample.py")
-    if options.num < 1:
+    if options.num is not None and options.num < 1:
         raise UsageError(f"--num is {options.num}; expected at least 1")
     if options.batch_size is not None and options.batch_size < 1:
         raise UsageError(f"--batch-size is {options.batch_size}; expected at least 1")
 
     import jax
+    import numpy as np
 
     from genjax import runs
     from genjax.training.checkpoint import Checkpoints
@@ -62,17 +68,19 @@ def main(arguments: list[str]) -> int:
     cli.use_compilation_cache()
     directory = Path(options.run_dir)
     run = runs.restore(read_config(directory), str(directory / "config.json"))
-    label = _labels(options, run)
+    classes = _classes(options, run)
+    num = options.num or _default_num(run, classes)
+    label = None if classes is None else np.resize(np.asarray(classes, np.int32), num)
     given = _method_options(options, run)
     checkpoints = Checkpoints(directory / "checkpoints", warn=lambda text: print(f"note: {text}", file=sys.stderr))
     step = _checkpoint_step(options.checkpoint, checkpoints, directory)
     params = checkpoints.restore_ema(runs.ema_template(run), step=step)
     out = Path(options.out) if options.out else directory / "samples"
     make_directory(out)
-    samples = _draw(run, params, jax.random.key(options.seed), options, given, label)
+    samples = _draw(run, params, jax.random.key(options.seed), num, options, given, label)
     _write(run, samples, label, options, out)
     if options.trajectory:
-        _write_trajectory(run, params, jax.random.key(options.seed), options, given, label, out)
+        _write_trajectory(run, params, jax.random.key(options.seed), num, given, label, out)
     print(f"samples: {out / 'samples.png'}")
     return 0
 
@@ -98,9 +106,15 @@ def _defaults(run: Any) -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
 
 
-def _labels(options: Options, run: Any) -> Any:
-    import numpy as np
+def _default_num(run: Any, classes: list[int] | None) -> int:
+    """Enough points for a scatter plot; a grid of images, in whole rows where its columns are classes."""
+    if len(run.event_shape) != 3:
+        return 1000
+    return 8 * len(classes) if classes and len(classes) <= _MOST_COLUMNS else 64
 
+
+def _classes(options: Options, run: Any) -> list[int] | None:
+    """The labels to draw in turn; None for a run without classes."""
     if not run.class_conditional:
         if options.classes is not None or options.guidance is not None:
             what = "--classes" if options.classes is not None else "--guidance"
@@ -116,7 +130,7 @@ def _labels(options: Options, run: Any) -> Any:
         beyond = [label for label in classes if not 0 <= label < run.num_classes]
         if beyond:
             raise UsageError(f"--classes has {beyond[0]}; this run has classes 0 to {run.num_classes - 1}")
-    return np.resize(np.asarray(classes, np.int32), options.num)
+    return classes
 
 
 def _checkpoint_step(which: str, checkpoints: Any, directory: Path) -> int | None:
@@ -136,7 +150,7 @@ def _checkpoint_step(which: str, checkpoints: Any, directory: Path) -> int | Non
     return int(which)
 
 
-def _draw(run: Any, params: Any, key: Any, options: Options, given: dict[str, Any], label: Any) -> Any:
+def _draw(run: Any, params: Any, key: Any, num: int, options: Options, given: dict[str, Any], label: Any) -> Any:
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -147,7 +161,7 @@ def _draw(run: Any, params: Any, key: Any, options: Options, given: dict[str, An
     static = {name: value for name, value in given.items() if name != "guidance"}
     guidance = given.get("guidance")
     guidance = None if guidance == 1 else guidance
-    batch_size = min(options.batch_size or batch_size_for(run.event_shape, options.num), options.num)
+    batch_size = min(options.batch_size or batch_size_for(run.event_shape, num), num)
     keys = example_keys(key, batch_size)
     part_label = None if label is None else jnp.asarray(np.resize(label, batch_size))
     scale = None if guidance is None else jnp.float32(guidance)
@@ -160,7 +174,7 @@ def _draw(run: Any, params: Any, key: Any, options: Options, given: dict[str, An
         compiled,
         params,
         key,
-        options.num,
+        num,
         batch_size=batch_size,
         label=label,
         guidance=guidance,
@@ -172,9 +186,9 @@ def _draw(run: Any, params: Any, key: Any, options: Options, given: dict[str, An
     chosen = _defaults(run) | given
     steps = chosen.get("steps", 1)
     by = f"by {chosen['sampler']}, {steps} steps, " if "sampler" in chosen else ""
-    batches = -(-options.num // batch_size)
+    batches = -(-num // batch_size)
     print(
-        f"{options.num} samples {by}{calls} network call{'s' if calls > 1 else ''} each; compiled in "
+        f"{num} samples {by}{calls} network call{'s' if calls > 1 else ''} each; compiled in "
         f"{compile_seconds:.2f} s, drawn in {seconds:.2f} s: {1e3 * seconds / (batches * steps):.3g} ms a step "
         f"of {batch_size} samples"
     )
@@ -201,7 +215,7 @@ def _layout(run: Any, label: Any) -> dict[str, Any]:
     if label is None or len(run.event_shape) != 3:
         return {}
     period = next((p for p in range(1, len(label) + 1) if (label[p:] == label[:-p]).all()), len(label))
-    return {"columns": period} if 1 < period <= 16 else {}
+    return {"columns": period} if 1 < period <= _MOST_COLUMNS else {}
 
 
 def _reference_data(run: Any) -> Any:
@@ -217,9 +231,7 @@ def _reference_data(run: Any) -> Any:
         return None
 
 
-def _write_trajectory(
-    run: Any, params: Any, key: Any, options: Options, given: dict[str, Any], label: Any, out: Path
-) -> None:
+def _write_trajectory(run: Any, params: Any, key: Any, num: int, given: dict[str, Any], label: Any, out: Path) -> None:
     import jax.numpy as jnp
     import numpy as np
 
@@ -227,7 +239,7 @@ def _write_trajectory(
     from genjax.arrays import example_keys
     from genjax.drawing import jitted_sample, value_range
 
-    num = min(options.num, 16 if len(run.event_shape) == 3 else 2000)
+    num = min(num, 16 if len(run.event_shape) == 3 else 2000)
     static = {name: value for name, value in given.items() if name != "guidance"}
     scale = given.get("guidance")
     _, trajectory = jitted_sample(run.method, trace=True, **static)(

@@ -241,7 +241,9 @@ class _Training:
 
         if self._sample is None:
             self._sample = jitted_sample(self.method)
+        columns = self.num_classes if self.kind == "images" and 1 < self.num_classes <= 16 else None
         num = _PICTURE_SAMPLES[self.kind]
+        num -= num % (columns or 1)
         label = np.resize(np.arange(self.num_classes, dtype=np.int32), num) if self.num_classes else None
         samples = draw(
             self._sample,
@@ -252,7 +254,6 @@ class _Training:
             label=label,
         )
         make_directory(path.parent)
-        columns = self.num_classes if 1 < self.num_classes <= 16 else None
         picture(path, samples, self.dataset.scaling, self.dataset, columns=columns)
 
     def _plot_losses(self) -> None:

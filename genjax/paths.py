@@ -132,9 +132,8 @@ def _interpolate_table(table: np.ndarray) -> Callable[[Array], Array]:
         dtype = t.dtype if jnp.issubdtype(t.dtype, jnp.floating) else jnp.float32
         position = t.astype(dtype) * steps
         upper = jnp.clip(jnp.ceil(position - knot_tolerance), 1, steps).astype(jnp.int32)
-        low, high, rise = (jnp.asarray(row, dtype)[upper - 1] for row in (table[:-1], table[1:], rises))
-        fraction = position - (upper - 1).astype(dtype)
-        return jnp.where(fraction < 0.5, low + fraction * rise, high - (1 - fraction) * rise)
+        low, rise = (jnp.asarray(row, dtype)[upper - 1] for row in (table, rises))
+        return low + (position - (upper - 1).astype(dtype)) * rise
 
     return value
 

@@ -75,6 +75,7 @@ def build(
     config = resolve(config, event_shape, num_classes)
     num_classes = num_classes if config.class_conditional else 0
     path, predict = _PATHS[config.path](), predictions.KINDS[config.predict]
+    is_points = len(event_shape) == 1
     return path_models.build(
         network_options.make_net(config.network, event_shape, num_classes),
         optimizer,
@@ -87,8 +88,8 @@ def build(
         density=_DENSITIES[config.time_density](path),
         knots=lambda steps: path_models.uniform_knots(path, predict, steps),
         default_sampler="heun",
-        default_steps=50 if len(event_shape) == 1 else 25,
-        first_order_end=predict is predictions.data,
+        default_steps=50 if is_points else 25,
+        first_order_end=not is_points or predict is predictions.data,
         ema_decay=config.ema_decay,
         label_dropout=config.label_dropout,
         compiler_options=network_options.compiler_options(config.network),

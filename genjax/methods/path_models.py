@@ -96,7 +96,8 @@ def build(
         knots: the sampling grid of a number of steps.
         default_sampler: a name in `samplers.SAMPLERS`.
         default_steps: of that sampler.
-        first_order_end: the network is not to be called where sigma = 0.
+        first_order_end: the last step is to land on the estimate of the data: where the network cannot be called at
+            sigma = 0, and for images, whose exact black a second call there would leave half as noisy as it was.
         ema_decay: of the moving average that sampling uses.
         label_dropout: probability of the null label in training.
         compiler_options: for a `jit` of the step and the sampling.
