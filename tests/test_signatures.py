@@ -36,6 +36,8 @@ SUBJECTS = {
     "params",
     "critic",
     "generator",
+    "encode",
+    "decode",
 }
 KEYS = {"key", "keys"}
 FORBIDDEN = {"x0", "x1", "x_0", "x_1", "eps", "z0", "z1"}

@@ -1,0 +1,83 @@
+"""Likelihoods: probabilities that sum to 1, SciPy's densities, extreme logits, bits per dimension."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from genjax.losses import likelihood
+
+RANDOM = np.random.default_rng(3)
+
+
+def test_bernoulli_probabilities_sum_to_one(float64):
+    logits = jnp.tile(jnp.asarray(RANDOM.normal(size=(1, 4)) * 3), (16, 1))
+    states = jnp.asarray((np.arange(16)[:, None] >> np.arange(4)) & 1, jnp.float64)
+    np.testing.assert_allclose(jnp.exp(likelihood.bernoulli(logits, states)).sum(), 1, rtol=1e-12)
+
+
+def test_bernoulli_keeps_extreme_logits_finite():
+    logits = jnp.asarray([[200.0, -200.0, 200.0]])
+    bits = jnp.asarray([[0.0, 1.0, 1.0]])
+    value, gradient = jax.value_and_grad(lambda logits: likelihood.bernoulli(logits, bits).sum())(logits)
+    assert float(value) == -400.0
+    np.testing.assert_array_equal(gradient, [[-1.0, 1.0, 0.0]])
+
+
+def test_bernoulli_parity(float64):
+    numbers = np.load(Path(__file__).parents[1] / "reference" / "vae_terms.npz")
+    found = likelihood.bernoulli(jnp.asarray(numbers["logits"]), jnp.asarray(numbers["x"]))
+    np.testing.assert_allclose(-found, numbers["bernoulli_nll_sum"], atol=1e-11)
+
+
+@pytest.mark.parametrize("shape", [(), (4,), (4, 2, 3)])
+def test_gaussian_is_scipys(shape, float64):
+    mean, data = RANDOM.normal(size=(2, 4, 2, 3))
+    log_variance = RANDOM.normal(size=shape)
+    deviation = np.exp(0.5 * log_variance.reshape(shape + (1,) * (3 - len(shape)) if shape else ()))
+    expected = stats.norm(mean, deviation).logpdf(data).sum(axis=(1, 2))
+    found = likelihood.gaussian(jnp.asarray(mean), jnp.asarray(data), log_variance=jnp.asarray(log_variance))
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_categorical_is_the_log_softmax_of_the_category(float64):
+    logits, data = RANDOM.normal(size=(3, 2, 5)), RANDOM.integers(5, size=(3, 2))
+    p = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+    expected = [sum(np.log(p[b, i, data[b, i]]) for i in range(2)) for b in range(3)]
+    np.testing.assert_allclose(likelihood.categorical(jnp.asarray(logits), jnp.asarray(data)), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("levels", [2, 17, 256])
+@pytest.mark.parametrize("log_scale", [-9.0, -2.0, 1.0])
+@pytest.mark.parametrize("mean", [-1.3, 0.06, 0.9])
+def test_discretized_logistic_is_the_mass_of_the_bins(levels, log_scale, mean, float64):
+    centres = (2 * np.arange(levels) - levels + 1) / levels
+    edges = np.concatenate([[-np.inf], centres[:-1] + 1 / levels, [np.inf]])
+    distribution = stats.logistic(mean, np.exp(log_scale))
+    mass = np.where(edges[1:] > mean, -np.diff(distribution.sf(edges)), np.diff(distribution.cdf(edges)))
+    found = likelihood.discretized_logistic(
+        jnp.full((levels, 1), mean), jnp.asarray(centres)[:, None], log_scale=log_scale, levels=levels
+    )
+    np.testing.assert_allclose(jnp.exp(found).sum(), 1, rtol=1e-9)
+    np.testing.assert_allclose(jnp.exp(found), mass, rtol=1e-6, atol=1e-14)
+    assert np.all(np.isfinite(found))
+
+
+def test_discretized_logistic_has_finite_gradients_far_away():
+    def loss(mean, log_scale):
+        data = jnp.linspace(-1 + 1 / 256, 1 - 1 / 256, 256)[:, None]
+        return likelihood.discretized_logistic(jnp.full((256, 1), mean), data, log_scale=log_scale, levels=256).sum()
+
+    for log_scale in (-12.0, 0.0, 12.0):
+        assert np.all(np.isfinite(jax.grad(loss, argnums=(0, 1))(0.3, log_scale)))
+
+
+def test_bits_per_dim_of_a_uniform_density_over_integers_is_their_bits(float64):
+    """Integers 0 .. 255 in model units fill [-1, 1]: density 1/2 a dimension, 8 bits."""
+    log_density = jnp.full(2, -12 * np.log(2.0))
+    np.testing.assert_allclose(likelihood.bits_per_dim(log_density, (2, 2, 3), levels=256), 8.0, rtol=1e-12)
+    np.testing.assert_allclose(likelihood.bits_per_dim(log_density, (2, 2, 3)), 1.0, rtol=1e-12)
+    np.testing.assert_array_equal(likelihood.negative_log_likelihood(log_density), -log_density)
