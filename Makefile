@@ -13,8 +13,8 @@ PIP_INSTALL := $(PYTHON) -m pip install --quiet --quiet --disable-pip-version-ch
 $(shell test -x $(PYTHON) || rm -f $(VENV)/installed $(VENV)/installed-dev)
 
 demo: $(VENV)/installed
-	$(PYTHON) train.py flow-matching --data digits
-	$(PYTHON) sample.py runs/flow-matching-digits
+	$(PYTHON) train.py flow-matching --data digits --class-conditional --out runs/demo
+	$(PYTHON) sample.py runs/demo --guidance 2
 
 test: $(VENV)/installed-dev
 	$(PYTHON) -m pytest -n auto --maxprocesses $(MAX_WORKERS)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from genjax.typing import Array, Key
 
 
-def expand(values: Array, like: Array) -> Array:
+def expand(values: Array | float, like: Array) -> Array:
     """`values [B]` or `[]` reshaped to broadcast over `like [B, ...]`: `[B, 1, ..., 1]` or `[]`."""
     values = jnp.asarray(values)
     if values.ndim == 0:

@@ -22,5 +22,5 @@ def for_path_models(event_shape: tuple[int, ...]) -> Recommended:
         return Recommended(steps=10_000, batch_size=256, learning_rate=1e-3, steps_per_dispatch=100)
     per_dispatch = convolution_steps_per_dispatch()
     if math.prod(event_shape) <= 16 * 16:
-        return Recommended(steps=1_200, batch_size=64, learning_rate=1e-3, steps_per_dispatch=per_dispatch)
+        return Recommended(steps=2_500, batch_size=64, learning_rate=1e-3, steps_per_dispatch=per_dispatch)
     return Recommended(steps=10_000, batch_size=64, learning_rate=1e-3, steps_per_dispatch=per_dispatch)
