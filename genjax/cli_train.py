@@ -28,7 +28,7 @@ examples:
 """
 
 _EVALUATION_EXAMPLES = {"points": 4096, "images": 512}
-_PICTURE_SAMPLES = {"points": 4000, "images": 64}
+_PICTURE_SAMPLES = {"points": 1000, "images": 64}
 
 
 def main(arguments: list[str]) -> int:
