@@ -45,9 +45,9 @@ class Options:
 def train_and_measure(method_name: str, data_name: str, seed: int) -> dict[str, float]:
     """W2 of a run's samples, its training time and its sampling time."""
     module, dataset = METHODS[method_name], data.load(data_name)
-    recommended = module.recommended((2,))
+    recommended = module.recommended(dataset.examples)
     optimizer = adamw(recommended.learning_rate, recommended.steps, warmup=min(recommended.steps // 20, 1000))
-    method = module.build(module.Config(), optimizer, event_shape=(2,))
+    method = module.build(module.Config(), optimizer, dataset.examples)
     start = time.perf_counter()
     state = loop.fit(
         method,

@@ -71,14 +71,13 @@ def _train(name: str, module: Any, config: Any, options: Any) -> int:
 
     training_options.check(options)
     dataset = data.load(options.data, data_dir=options.data_dir, download=options.download)
-    event_shape = dataset.train.data.shape[1:]
-    config = module.resolve(config, event_shape, dataset.num_classes)
-    options = _resolve(options, module.recommended(event_shape), dataset.name)
+    config = module.resolve(config, dataset.examples)
+    options = _resolve(options, module.recommended(dataset.examples), dataset.name)
     from genjax import runs
 
     cli.use_compilation_cache()
     description = runs.describe(name, config, options, dataset)
-    method = module.build(config, runs.optimizer_of(options), event_shape=event_shape, num_classes=dataset.num_classes)
+    method = module.build(config, runs.optimizer_of(options), dataset.examples)
     directory = Path(options.out or f"runs/{name}-{Path(dataset.name).stem}")
     with open_run(directory, description, fresh=options.fresh, replace=options.replace, warn=_note) as status:
         _announce(name, dataset, config, options, directory)

@@ -14,7 +14,7 @@ from genjax.methods import METHODS
 from genjax.training.data import Dataset, Scaling
 from genjax.training.options import TrainingOptions, identity
 from genjax.training.steps import adamw
-from genjax.typing import Batch, Method, Params
+from genjax.typing import Batch, Examples, Method, Params
 
 
 class Run(NamedTuple):
@@ -86,7 +86,7 @@ def restore(description: dict[str, Any], where: str) -> Run:
     module = METHODS[method_name]
     config = cli.from_json(module.Config, config_json, f"{where}: config")
     options = dataclasses.replace(TrainingOptions(), **training_json)
-    method = module.build(config, optimizer_of(options), event_shape=event_shape, num_classes=num_classes)
+    method = module.build(config, optimizer_of(options), Examples(event_shape, num_classes, scaling.levels))
     conditional = bool(getattr(config, "class_conditional", False))
     return Run(method_name, method, data_name, event_shape, num_classes, conditional, scaling)
 

@@ -71,6 +71,23 @@ class Batch(NamedTuple):
     label: Array | None = None
 
 
+class Examples(NamedTuple):
+    """What a method is told of the data it is built for.
+
+    `num_classes` is 0 without labels; `levels` is 0 for continuous data and L for integers 0 .. L - 1, which lie at
+    `(2 v - L + 1) / L` in model units.
+    """
+
+    event_shape: tuple[int, ...]
+    num_classes: int = 0
+    levels: int = 0
+
+    @property
+    def are_images(self) -> bool:
+        """Whether an example is `[H, W, C]`, not a point `[D]`."""
+        return len(self.event_shape) == 3
+
+
 class State(NamedTuple):
     """Everything that training changes, and so everything that a checkpoint holds.
 

@@ -164,9 +164,9 @@ def _module():
     """The adversarial method as a module of `genjax.methods`."""
     module = types.ModuleType("adversarial", "A WGAN with weight clipping.")
     module.Config = AdversarialConfig
-    module.recommended = lambda event_shape: Recommended(40, 64, 1e-3, steps_per_dispatch=10)
-    module.resolve = lambda config, event_shape, num_classes: config
-    module.build = lambda config, optimizer, *, event_shape, num_classes: adversarial(**dataclasses.asdict(config))
+    module.recommended = lambda examples: Recommended(40, 64, 1e-3, steps_per_dispatch=10)
+    module.resolve = lambda config, examples: config
+    module.build = lambda config, optimizer, examples: adversarial(**dataclasses.asdict(config))
     return module
 
 
@@ -231,9 +231,9 @@ def test_distillation_leaves_the_teacher_and_learns_it():
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_module_offers_the_same_names(name):
     module = METHODS[name]
-    assert list(inspect.signature(module.recommended).parameters) == ["event_shape"]
-    assert list(inspect.signature(module.resolve).parameters) == ["config", "event_shape", "num_classes"]
-    assert list(inspect.signature(module.build).parameters) == ["config", "optimizer", "event_shape", "num_classes"]
+    assert list(inspect.signature(module.recommended).parameters) == ["examples"]
+    assert list(inspect.signature(module.resolve).parameters) == ["config", "examples"]
+    assert list(inspect.signature(module.build).parameters) == ["config", "optimizer", "examples"]
     assert module.__doc__.strip().splitlines()[0].endswith(".")
 
 
@@ -243,8 +243,8 @@ def test_every_method_trains_and_samples(name, data_name):
     module, dataset = METHODS[name], data.load(data_name)
     event_shape = dataset.train.data.shape[1:]
     config = _tiny(module.Config(class_conditional=True), event_shape)
-    method = module.build(config, adamw(1e-3, 4), event_shape=event_shape, num_classes=dataset.num_classes)
-    per_dispatch = module.recommended(event_shape).steps_per_dispatch
+    method = module.build(config, adamw(1e-3, 4), dataset.examples)
+    per_dispatch = module.recommended(dataset.examples).steps_per_dispatch
     state = loop.fit(method, dataset, 0, steps=4, batch_size=8, steps_per_dispatch=min(per_dispatch, 4), progress=False)
     assert int(state.step) == 4
     sample = jax.jit(

@@ -1,9 +1,9 @@
 """Families of generative models, one module each, all with the same four names.
 
 - `Config`: a frozen dataclass, the options of `train.py NAME`.
-- `recommended(event_shape)`: steps, batch size and the like where the user does not say.
-- `resolve(config, event_shape, num_classes)`: the config with every default chosen; refuses what cannot work.
-- `build(config, optimizer, *, event_shape, num_classes)`: the `Method`.
+- `recommended(examples)`: steps, batch size and the like where the user does not say.
+- `resolve(config, examples)`: the config with every default chosen; refuses what cannot work.
+- `build(config, optimizer, examples)`: the `Method`.
 
 `METHODS` is the dict that the scripts look a name up in.
 """

@@ -19,7 +19,7 @@ from genjax.losses import denoising
 from genjax.methods import network_options, path_models
 from genjax.methods.network_options import NetworkOptions
 from genjax.methods.recommended import Recommended, for_path_models
-from genjax.typing import Knot, Method
+from genjax.typing import Examples, Knot, Method
 
 _BETAS = {
     "linear": paths.linear_betas,
@@ -59,35 +59,29 @@ class Config:
     network: NetworkOptions = dataclasses.field(default_factory=NetworkOptions)
 
 
-def recommended(event_shape: tuple[int, ...]) -> Recommended:
-    """Training that gives a good result on examples of `event_shape`."""
-    return for_path_models(event_shape)
+def recommended(examples: Examples) -> Recommended:
+    """Training that gives a good result on such examples."""
+    return for_path_models(examples.event_shape)
 
 
-def resolve(config: Config, event_shape: tuple[int, ...], num_classes: int) -> Config:
+def resolve(config: Config, examples: Examples) -> Config:
     """`config` with every default chosen.
 
     Raises:
         UsageError: options that do not fit the data or each other.
     """
-    path_models.check_labels(config.class_conditional, config.label_dropout, num_classes)
+    path_models.check_labels(config.class_conditional, config.label_dropout, examples.num_classes)
     if config.num_train_steps < 2:
         raise UsageError(f"--num-train-steps is {config.num_train_steps}; expected at least 2")
     if config.zero_terminal_snr and config.predict == "noise":
         raise UsageError("--zero-terminal-snr leaves nothing to learn from the noise: use --predict v or data")
-    return dataclasses.replace(config, network=network_options.resolve(config.network, event_shape))
+    return dataclasses.replace(config, network=network_options.resolve(config.network, examples.event_shape))
 
 
-def build(
-    config: Config,
-    optimizer: optax.GradientTransformation,
-    *,
-    event_shape: tuple[int, ...],
-    num_classes: int = 0,
-) -> Method:
-    """The method for examples of `event_shape`, with labels below `num_classes` if class-conditional."""
-    config = resolve(config, event_shape, num_classes)
-    num_classes = num_classes if config.class_conditional else 0
+def build(config: Config, optimizer: optax.GradientTransformation, examples: Examples) -> Method:
+    """The method for such examples, with their labels if class-conditional."""
+    config = resolve(config, examples)
+    num_classes = examples.num_classes if config.class_conditional else 0
     betas = _BETAS[config.betas](config.num_train_steps)
     path = paths.ddpm(paths.zero_terminal_snr(betas) if config.zero_terminal_snr else betas)
     predict = predictions.KINDS[config.predict]
@@ -98,11 +92,10 @@ def build(
         indices = times.trailing_indices(config.num_train_steps, steps)
         return paths.knots(path, times.discrete(indices, config.num_train_steps))
 
-    is_points = len(event_shape) == 1
     return path_models.build(
-        network_options.make_net(config.network, event_shape, num_classes),
+        network_options.make_net(config.network, examples.event_shape, num_classes),
         optimizer,
-        event_shape=event_shape,
+        event_shape=examples.event_shape,
         num_classes=num_classes,
         path=path,
         predict=predict,
@@ -110,8 +103,8 @@ def build(
         weighting=_WEIGHTINGS[config.weighting],
         density=times.discrete_density(config.num_train_steps),
         knots=trailing_knots,
-        default_sampler="ddpm" if is_points else "ddim",
-        default_steps=config.num_train_steps if is_points else min(100, config.num_train_steps),
+        default_sampler="ddim" if examples.are_images else "ddpm",
+        default_steps=min(100, config.num_train_steps) if examples.are_images else config.num_train_steps,
         first_order_end=True,
         ema_decay=config.ema_decay,
         label_dropout=config.label_dropout,

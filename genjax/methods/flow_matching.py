@@ -17,7 +17,7 @@ from genjax.losses import denoising
 from genjax.methods import network_options, path_models
 from genjax.methods.network_options import NetworkOptions
 from genjax.methods.recommended import Recommended, for_path_models
-from genjax.typing import Method
+from genjax.typing import Examples, Method
 
 _PATHS = {"linear": paths.linear, "cosine": paths.cosine, "vp": paths.vp}
 _DENSITIES = {
@@ -47,39 +47,32 @@ class Config:
     network: NetworkOptions = dataclasses.field(default_factory=NetworkOptions)
 
 
-def recommended(event_shape: tuple[int, ...]) -> Recommended:
-    """Training that gives a good result on examples of `event_shape`."""
-    return for_path_models(event_shape)
+def recommended(examples: Examples) -> Recommended:
+    """Training that gives a good result on such examples."""
+    return for_path_models(examples.event_shape)
 
 
-def resolve(config: Config, event_shape: tuple[int, ...], num_classes: int) -> Config:
+def resolve(config: Config, examples: Examples) -> Config:
     """`config` with every default chosen.
 
     Raises:
         UsageError: options that do not fit the data or each other.
     """
-    path_models.check_labels(config.class_conditional, config.label_dropout, num_classes)
+    path_models.check_labels(config.class_conditional, config.label_dropout, examples.num_classes)
     if config.path == "vp" and config.predict == "velocity":
         raise UsageError("the velocity of --path vp is infinite at the data: use --predict v, noise or data")
-    return dataclasses.replace(config, network=network_options.resolve(config.network, event_shape))
+    return dataclasses.replace(config, network=network_options.resolve(config.network, examples.event_shape))
 
 
-def build(
-    config: Config,
-    optimizer: optax.GradientTransformation,
-    *,
-    event_shape: tuple[int, ...],
-    num_classes: int = 0,
-) -> Method:
-    """The method for examples of `event_shape`, with labels below `num_classes` if class-conditional."""
-    config = resolve(config, event_shape, num_classes)
-    num_classes = num_classes if config.class_conditional else 0
+def build(config: Config, optimizer: optax.GradientTransformation, examples: Examples) -> Method:
+    """The method for such examples, with their labels if class-conditional."""
+    config = resolve(config, examples)
+    num_classes = examples.num_classes if config.class_conditional else 0
     path, predict = _PATHS[config.path](), predictions.KINDS[config.predict]
-    is_points = len(event_shape) == 1
     return path_models.build(
-        network_options.make_net(config.network, event_shape, num_classes),
+        network_options.make_net(config.network, examples.event_shape, num_classes),
         optimizer,
-        event_shape=event_shape,
+        event_shape=examples.event_shape,
         num_classes=num_classes,
         path=path,
         predict=predict,
@@ -88,8 +81,8 @@ def build(
         density=_DENSITIES[config.time_density](path),
         knots=lambda steps: path_models.uniform_knots(path, predict, steps),
         default_sampler="heun",
-        default_steps=50 if is_points else 25,
-        first_order_end=not is_points or predict is predictions.data,
+        default_steps=25 if examples.are_images else 50,
+        first_order_end=examples.are_images or predict is predictions.data,
         ema_decay=config.ema_decay,
         label_dropout=config.label_dropout,
         compiler_options=network_options.compiler_options(config.network),

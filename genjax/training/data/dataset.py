@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from genjax.typing import Array, Batch, Key
+from genjax.typing import Array, Batch, Examples, Key
 
 SPLIT_SEED = 20
 """Seed of the permutation that chooses the held-out examples (`hold_out`)."""
@@ -81,6 +81,11 @@ class Dataset(NamedTuple):
     scaling: Scaling
     num_classes: int
     log_density: Callable[[Array], Array] | None
+
+    @property
+    def examples(self) -> Examples:
+        """What a method is told of these data."""
+        return Examples(self.train.data.shape[1:], self.num_classes, self.scaling.levels)
 
 
 def host_batch(data: np.ndarray, label: np.ndarray | None) -> Batch:
