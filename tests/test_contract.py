@@ -237,9 +237,9 @@ def test_every_method_module_offers_the_same_names(name):
     assert module.__doc__.strip().splitlines()[0].endswith(".")
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ["flow-matching", "ddpm"])
 @pytest.mark.parametrize("data_name", ["moons", "digits"])
-def test_every_method_trains_and_samples(name, data_name):
+def test_every_path_method_trains_and_samples(name, data_name):
     module, dataset = METHODS[name], data.load(data_name)
     event_shape = dataset.train.data.shape[1:]
     config = _tiny(module.Config(class_conditional=True), event_shape)

@@ -10,6 +10,6 @@
 
 from types import ModuleType
 
-from genjax.methods import ddpm, flow_matching
+from genjax.methods import ddpm, flow_matching, vae
 
-METHODS: dict[str, ModuleType] = {"flow-matching": flow_matching, "ddpm": ddpm}
+METHODS: dict[str, ModuleType] = {"flow-matching": flow_matching, "ddpm": ddpm, "vae": vae}

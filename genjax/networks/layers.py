@@ -56,6 +56,11 @@ def convolution(
     )
 
 
+def double(x: Array) -> Array:
+    """Nearest-neighbour enlargement, `[B, H, W, C]` to `[B, 2H, 2W, C]`."""
+    return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+
+
 def table(rows: int, features: int, dtype: jnp.dtype, name: str | None = None, std: float = 1.0) -> nn.Embed:
     """A learned vector for each index, `N(0, std^2)` at the start."""
     return nn.Embed(

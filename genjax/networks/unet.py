@@ -13,6 +13,7 @@ from genjax.networks.layers import (
     compute_dtype,
     convolution,
     dense,
+    double,
     group_norm,
     parameter_dtype,
     self_attention,
@@ -111,14 +112,9 @@ class UNet(nn.Module):
             for _ in range(self.blocks):
                 hidden = block(jnp.concatenate([hidden, skips.pop()], axis=-1), width)
             if level:
-                hidden = convolution(channels[level - 1], dtype)(_double(hidden))
+                hidden = convolution(channels[level - 1], dtype)(double(hidden))
         hidden = nn.silu(GroupNorm(self.groups)(hidden))
         return convolution(x.shape[-1], dtype, "out", kernel_init=zeros)(hidden).astype(x.dtype)
-
-
-def _double(x: Array) -> Array:
-    """Nearest-neighbour enlargement, `[B, H, W, C]` to `[B, 2H, 2W, C]`."""
-    return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
 
 
 def _check_size(shape: tuple[int, ...], levels: int) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from genjax.networks import unet
-from genjax.networks.unet import _double
+from genjax.networks.layers import double
 
 
 def _shapes(net, *image):
@@ -58,7 +58,7 @@ def test_every_level_has_its_channels_and_its_blocks_both_ways():
 
 def test_doubling_repeats_every_pixel_in_a_square():
     x = jnp.arange(2 * 2 * 3 * 2.0).reshape(2, 2, 3, 2)
-    np.testing.assert_array_equal(_double(x), np.kron(x, np.ones((1, 2, 2, 1))))
+    np.testing.assert_array_equal(double(x), np.kron(x, np.ones((1, 2, 2, 1))))
 
 
 def test_options_that_do_not_fit_are_refused():
