@@ -20,7 +20,6 @@ from genjax.errors import UsageError
 from genjax.losses import likelihood, variational
 from genjax.methods.network_options import ByData
 from genjax.methods.recommended import Recommended
-from genjax.networks.autoencoder import image_decoder, image_encoder, point_decoder, point_encoder
 from genjax.training.compilation import convolution_options, convolution_steps_per_dispatch
 from genjax.training.steps import from_loss, new_state, with_ema
 from genjax.typing import Array, Batch, Examples, Key, Method, Metrics, Net, Params, State
@@ -195,6 +194,8 @@ def build(config: Config, optimizer: optax.GradientTransformation, examples: Exa
 
 
 def _networks(config: Config, examples: Examples) -> tuple[Net, Net]:
+    from genjax.networks.autoencoder import image_decoder, image_encoder, point_decoder, point_encoder
+
     latent, width = config.latent or 0, config.width or 0
     if examples.are_images:
         return (
