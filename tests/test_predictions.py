@@ -267,3 +267,17 @@ def test_a_python_time_is_a_scalar_array(kind):
     np.testing.assert_allclose(found, predictions.from_pair(kind, path, pair, jnp.full(2, 0.25)), rtol=1e-6)
     back = predictions.to_pair(kind, path, found, paths.interpolate(path, *pair, 0.25), 0.25)
     np.testing.assert_allclose(back.data, pair.data, rtol=1e-5)
+
+
+def test_a_denoiser_tells_the_network_the_time_and_combines_in_the_dtype_of_x():
+    path, x, knot = paths.vp(), jnp.ones((4, 2)), paths.knots(paths.vp(), jnp.asarray(0.3))
+    seen = []
+
+    def half_precision(x, t):
+        seen.append(np.asarray(t))
+        return jnp.full_like(x, 0.5, jnp.bfloat16)
+
+    pair = predictions.denoiser(half_precision, path, predictions.noise)(x, knot)
+    np.testing.assert_allclose(seen[0], np.full(4, 0.3, np.float32))
+    assert pair.data.dtype == pair.noise.dtype == jnp.float32
+    np.testing.assert_allclose(pair.data, (1 - knot.sigma * 0.5) / knot.alpha * np.ones((4, 2)), rtol=1e-6)
