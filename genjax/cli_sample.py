@@ -13,9 +13,6 @@ import tyro
 from genjax import cli
 from genjax.errors import UsageError, UserError
 
-_MOST_COLUMNS = 16
-"""Images of more classes than these are not laid out in a column a class."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Options:
@@ -108,9 +105,11 @@ def _defaults(run: Any) -> dict[str, Any]:
 
 def _default_num(run: Any, classes: list[int] | None) -> int:
     """Enough points for a scatter plot; a grid of images, in whole rows where its columns are classes."""
+    from genjax.drawing import MOST_CLASS_COLUMNS
+
     if len(run.event_shape) != 3:
         return 1000
-    return 8 * len(classes) if classes and len(classes) <= _MOST_COLUMNS else 64
+    return 8 * len(classes) if classes and len(classes) <= MOST_CLASS_COLUMNS else 64
 
 
 def _classes(options: Options, run: Any) -> list[int] | None:
@@ -212,10 +211,12 @@ def _write(run: Any, samples: Any, label: Any, options: Options, out: Path) -> N
 
 def _layout(run: Any, label: Any) -> dict[str, Any]:
     """Class-conditional images have a column a class."""
+    from genjax.drawing import MOST_CLASS_COLUMNS
+
     if label is None or len(run.event_shape) != 3:
         return {}
     period = next((p for p in range(1, len(label) + 1) if (label[p:] == label[:-p]).all()), len(label))
-    return {"columns": period} if 1 < period <= _MOST_COLUMNS else {}
+    return {"columns": period} if 1 < period <= MOST_CLASS_COLUMNS else {}
 
 
 def _reference_data(run: Any) -> Any:

@@ -18,6 +18,10 @@ from genjax.typing import Array, Key, Method, Params
 CompiledSample = Callable[[Params, Key, Array | None, Array | None], Any]
 
 
+MOST_CLASS_COLUMNS = 16
+"""Images of more classes than these are not laid out in a column a class."""
+
+
 def batch_size_for(event_shape: tuple[int, ...], num: int) -> int:
     """How many examples of `event_shape` to draw in one call: few large ones, many small ones."""
     return min(num, max(16, min(4096, 2**13 // math.prod(event_shape))))
