@@ -121,8 +121,11 @@ class Method(NamedTuple):
       options that `sample.py` offers for the method. With `trace=True`, if it has that one: `(samples, Trajectory)`.
     - `network_calls(**options) -> int`: evaluations of the network for one example by `sample` with these options.
     - `evaluate(params, key, batch) -> metrics`: means over a held-out batch; None where there are none.
-    - `log_prob(params, key, data) -> [B]` (nats) and `reconstruct(params, key, data) -> data`: None where
-      the family has none.
+    - `log_prob(params, key, data) -> [B]`, nats, of `data [B, ...]` in model units: for integers
+      (`Examples.levels > 0`) the log of their probability, else of the density in model units. Exact, or a lower bound
+      in the mean over the key, which its docstring says. A continuous density says of integers what
+      `losses.likelihood.dequantised` makes of it. None where the family has none.
+    - `reconstruct(params, key, data) -> data`, in model units; None where the family has none.
     - `compiler_options`: what to give to a `jit` of its step and its sampling on this backend.
     """
 

@@ -26,6 +26,7 @@ SUBJECTS = {
     "model",
     "sampler",
     "denoise",
+    "log_density",
     "mix",
     "kind",
     "path",

@@ -8,8 +8,12 @@ and x and gives log p(x), nats, summed over event axes, `[B]`:
     categorical           sum log softmax(l)[x]                                    x in {0, ..., K - 1}
     discretized_logistic  sum log (F((x + h - m) / s) - F((x - h - m) / s))        F the sigmoid, h half a level
 
-From logits throughout: no probability is formed whose logarithm could be -inf.
+From logits throughout: no probability is formed whose logarithm could be -inf. `dequantised` makes of any density of
+model units a lower bound of the log-probability of integers.
 """
+
+import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +21,7 @@ import numpy as np
 
 from genjax.arrays import expand, sum_events
 from genjax.divergences import gaussian_log_density
-from genjax.typing import Array
+from genjax.typing import Array, Key
 
 
 def bernoulli(logits: Array, data: Array) -> Array:
@@ -86,6 +90,27 @@ def discretized_logistic(mean: Array, data: Array, *, log_scale: Array | float, 
 def _log1mexp(x: Array) -> Array:
     """`log(1 - exp(-x))` for x > 0."""
     return jnp.where(x < np.log(2), jnp.log(-jnp.expm1(-x)), jnp.log1p(-jnp.exp(-jnp.maximum(x, np.log(2)))))
+
+
+def dequantised(log_density: Callable[[Array], Array], key: Key, data: Array, *, levels: int) -> Array:
+    """One draw of `log p(data + u) + D log(2 / levels)`, u uniform on a level's bin: `[B]`, nats.
+
+    Its mean over u is at most `log P(data) = log` of the mass that p gives to the bins, by Jensen, and equal to it
+    where p is constant in each bin: what a continuous density says of integers. `exp` of it has the mean `P(data)`.
+
+    Args:
+        log_density: of model units, `[B, ...] -> [B]`, nats.
+        key: of the noise.
+        data: `[B, ...]`, the centres `(2 v - levels + 1) / levels` of integers v in 0 .. levels - 1.
+        levels: how many there are; 0 for continuous data, which get neither noise nor offset.
+
+    Source: Theis et al. 2015 (arXiv 1511.01844), section 3.1.
+    """
+    if not levels:
+        return log_density(data)
+    half = 1 / levels
+    noise = jax.random.uniform(key, data.shape, data.dtype, -half, half)
+    return log_density(data + noise) + math.prod(data.shape[1:]) * math.log(2 * half)
 
 
 def negative_log_likelihood(log_density: Array) -> Array:

@@ -75,6 +75,47 @@ def test_discretized_logistic_has_finite_gradients_far_away():
         assert np.all(np.isfinite(jax.grad(loss, argnums=(0, 1))(0.3, log_scale)))
 
 
+LEVELS = 5
+CENTRES = (2 * np.arange(LEVELS) - LEVELS + 1) / LEVELS
+
+
+def test_dequantising_a_density_that_is_constant_in_each_bin_is_exact():
+    probability = jnp.asarray([0.1, 0.4, 0.05, 0.25, 0.2])
+
+    def log_density(x):
+        level = jnp.floor((x + 1) * LEVELS / 2).astype(jnp.int32)
+        return jnp.sum(jnp.log(probability[level] * LEVELS / 2), axis=(1, 2))
+
+    levels = RANDOM.integers(LEVELS, size=(500, 2, 3))
+    data = jnp.asarray(CENTRES[levels], jnp.float32)
+    found = likelihood.dequantised(log_density, jax.random.key(0), data, levels=LEVELS)
+    np.testing.assert_allclose(found, np.log(probability[levels]).sum(axis=(1, 2)), rtol=1e-5)
+
+
+def test_dequantising_bounds_the_mass_of_the_bins_from_below_and_has_it_as_its_exponentials_mean(float64):
+    data = jnp.asarray(np.tile(CENTRES, (400_000, 1)))
+
+    def log_density(x):
+        return likelihood.gaussian(jnp.full_like(x, 0.3), x, log_variance=-3.0)
+
+    found = likelihood.dequantised(log_density, jax.random.key(1), data.reshape(-1, 1), levels=LEVELS)
+    draws = np.asarray(found).reshape(data.shape)
+    normal = stats.norm(0.3, np.exp(-1.5))
+    mass = normal.cdf(CENTRES + 1 / LEVELS) - normal.cdf(CENTRES - 1 / LEVELS)
+    assert np.all(draws.mean(axis=0) < np.log(mass) - 0.02)
+    np.testing.assert_allclose(np.exp(draws).mean(axis=0), mass, rtol=0.02)
+
+
+def test_continuous_data_are_not_dequantised():
+    data = jnp.asarray(RANDOM.normal(size=(4, 2)))
+
+    def log_density(x):
+        return likelihood.gaussian(jnp.zeros_like(x), x)
+
+    found = likelihood.dequantised(log_density, jax.random.key(0), data, levels=0)
+    np.testing.assert_array_equal(found, log_density(data))
+
+
 def test_bits_per_dim_of_a_uniform_density_over_integers_is_their_bits(float64):
     """Integers 0 .. 255 in model units fill [-1, 1]: density 1/2 a dimension, 8 bits."""
     log_density = jnp.full(2, -12 * np.log(2.0))
