@@ -40,6 +40,7 @@ SIBLINGS = {  # arrows between rooms of one floor; a package's own modules may i
     ("oracles", "paths"),
     ("oracles", "predictions"),
     ("arrays", "typing"),
+    ("bijectors", "divergences"),
     ("drawing", "plots"),
     ("runs", "cli"),
     ("runs", "methods"),

@@ -1,0 +1,109 @@
+"""How close exact-likelihood models come to the truth on 2-D data: nats above the entropy on fresh points.
+
+    python -m benchmarks.likelihood [--methods spline-flow ...] [--data rings ...] [--seeds 1]
+
+Each run trains with the method's own defaults and is scored on 40,000 points that no training has seen. The gap is its
+negative log-likelihood less the entropy of the data; its standard error is that of the mean over the points. A gap
+below zero by more than three of them would be an error of the density. Writes the table of `benchmarks/README.md`.
+Finished runs are kept in `benchmarks/results/likelihood.json`, so an interrupted benchmark continues.
+"""
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import tyro
+
+from benchmarks import report
+from genjax.methods import METHODS
+from genjax.training import data, loop
+from genjax.training.data import toys
+from genjax.training.steps import adamw
+
+RESULTS = Path(__file__).with_name("results") / "likelihood.json"
+NUM = 40_000
+ENTROPY = {
+    "eight_gaussians": 2.832,
+    "checkerboard": 3.466,
+    "two_spirals": 2.645,
+    "swiss_roll": 2.670,
+    "rings": 2.623,
+    "moons": 1.008,
+}
+"""Nats, by quadrature (`genjax/training/data/toys.py`)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Negative log-likelihood on 2-D data."""
+
+    methods: tuple[str, ...] = ("spline-flow", "realnvp", "made")
+    """methods"""
+    data: tuple[str, ...] = tuple(ENTROPY)
+    """data sets"""
+    seeds: int = 1
+    """runs of each"""
+
+
+def train_and_score(method_name: str, data_name: str, seed: int) -> dict[str, float]:
+    """Nats on fresh points in data units, their standard error, and the seconds of training."""
+    module, dataset = METHODS[method_name], data.load(data_name)
+    recommended = module.recommended(dataset.examples)
+    optimizer = adamw(recommended.learning_rate, recommended.steps, warmup=min(recommended.steps // 20, 1000))
+    method = module.build(module.Config(), optimizer, dataset.examples)
+    start = time.perf_counter()
+    state = loop.fit(
+        method,
+        dataset,
+        seed,
+        steps=recommended.steps,
+        batch_size=recommended.batch_size,
+        steps_per_dispatch=recommended.steps_per_dispatch,
+    )
+    jax.block_until_ready(state)
+    seconds = time.perf_counter() - start
+    fresh, _ = toys.GENERATORS[data_name](np.random.default_rng([2026, seed]), NUM)
+    points = dataset.scaling.to_model(fresh).reshape(10, -1, fresh.shape[1])
+    log_prob = jax.jit(lambda x: method.log_prob(state.ema, jax.random.key(0), x))
+    nats = -np.concatenate([np.asarray(log_prob(part), np.float64) for part in points])
+    nats += np.sum(np.log(np.asarray(dataset.scaling.scale, np.float64)))
+    return {"nats": nats.mean(), "error": nats.std() / len(nats) ** 0.5, "train_seconds": seconds}
+
+
+def main() -> None:
+    """Measure what is not there yet and write the table."""
+    options = tyro.cli(Options)
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    rows = []
+    for data_name in options.data:
+        for method_name in options.methods:
+            runs = []
+            for seed in range(options.seeds):
+                name = f"{method_name}/{data_name}/{seed}"
+                if name not in results:
+                    results[name] = train_and_score(method_name, data_name, seed)
+                    RESULTS.parent.mkdir(exist_ok=True)
+                    RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
+                print(name, results[name], f"gap {results[name]['nats'] - ENTROPY[data_name]:.4f}", flush=True)
+                runs.append(results[name])
+            nats = np.array([run["nats"] for run in runs])
+            rows.append(
+                [
+                    data_name,
+                    method_name,
+                    f"{nats.mean():.3f}",
+                    f"{ENTROPY[data_name]:.3f}",
+                    ", ".join(f"{value - ENTROPY[data_name]:.4f}" for value in nats),
+                    f"{max(run['error'] for run in runs):.4f}",
+                    f"{np.median([run['train_seconds'] for run in runs]) / 60:.1f}",
+                ]
+            )
+    header = ["data", "method", "nats", "entropy", "gap of each run", "standard error", "minutes of training"]
+    report.write_table("likelihood", header, rows)
+
+
+if __name__ == "__main__":
+    main()
