@@ -10,6 +10,12 @@
 
 from types import ModuleType
 
-from genjax.methods import ddpm, flow_matching, vae
+from genjax.methods import ddpm, flow_matching, made, pixelcnn, vae
 
-METHODS: dict[str, ModuleType] = {"flow-matching": flow_matching, "ddpm": ddpm, "vae": vae}
+METHODS: dict[str, ModuleType] = {
+    "flow-matching": flow_matching,
+    "ddpm": ddpm,
+    "vae": vae,
+    "made": made,
+    "pixelcnn": pixelcnn,
+}
