@@ -65,7 +65,7 @@ def resolve(config: Config, examples: Examples) -> Config:
         raise UsageError(f"made takes points and images of two levels; for images {kind} use --binarise or pixelcnn")
     return dataclasses.replace(
         config,
-        width=config.width or (512 if examples.are_images else 128),
+        width=config.width or _width(examples),
         depth=config.depth or (2 if examples.are_images else 3),
     )
 
@@ -107,6 +107,12 @@ def build(config: Config, optimizer: optax.GradientTransformation, examples: Exa
         network_calls=dimensions,
         ema_decay=config.ema_decay,
     )
+
+
+def _width(examples: Examples) -> int:
+    if not examples.are_images:
+        return 128
+    return 256 if math.prod(examples.event_shape) <= 16 * 16 else 1024
 
 
 def _mixture(output: Array) -> tuple[Array, Array, Array]:

@@ -29,13 +29,13 @@ _DILATIONS = (1, 2, 4)
 
 
 def hidden_degrees(dimensions: int, units: int, *, least: int) -> np.ndarray:
-    """The degrees `least, ..., D - 1`, in turn, of `units` hidden units: `[units]`.
+    """Degrees of hidden units, spread evenly over `least, ..., D - 1`: `[units]`.
 
     >>> hidden_degrees(4, 7, least=1).tolist()
-    [1, 2, 3, 1, 2, 3, 1]
+    [1, 1, 1, 2, 2, 3, 3]
     """
     least = min(least, dimensions - 1)
-    return least + np.arange(units) % (dimensions - least)
+    return least + np.arange(units) * (dimensions - least) // units
 
 
 def degree_mask(inputs: np.ndarray, outputs: np.ndarray, *, strict: bool) -> np.ndarray:
@@ -71,7 +71,11 @@ class MaskedDense(nn.Module):
 
 
 class MADE(nn.Module):
-    """`x [..., D]`, and `context [..., E]` where `conditional`, to `[..., D, outputs]`; residual hidden layers."""
+    """`x [..., D]`, and `context [..., E]` where `conditional`, to `[..., D, outputs]`.
+
+    Hidden layers are residual. What an output may see also reaches it directly, so that every earlier dimension does
+    where there are fewer units than dimensions.
+    """
 
     dimensions: int
     outputs: int
@@ -91,8 +95,12 @@ class MADE(nn.Module):
         for layer in range(self.depth - 1):
             within = MaskedDense(degree_mask(degrees, degrees, strict=False), name=f"hidden_{layer}")
             hidden = hidden + within(nn.silu(hidden))[..., 0]
-        out = MaskedDense(degree_mask(degrees, order, strict=True), self.outputs, name="out")
-        return out(nn.silu(hidden), only)
+        out = MaskedDense(degree_mask(degrees, order, strict=True), self.outputs, name="out")(nn.silu(hidden), only)
+        out = out + MaskedDense(degree_mask(order, order, strict=True), self.outputs, name="direct")(x, only)
+        if context is not None:
+            everyone = np.ones((context.shape[-1], self.dimensions), np.float32)
+            out = out + MaskedDense(everyone, self.outputs, name="context_direct")(context, only)
+        return out
 
 
 class LabelledMADE(nn.Module):
@@ -203,9 +211,7 @@ class PixelNet(NamedTuple):
     pixels: Callable[..., Array]
 
 
-def pixelcnn(
-    event_shape: tuple[int, ...], outputs: int, *, width: int, depth: int, num_classes: int = 0
-) -> PixelNet:
+def pixelcnn(event_shape: tuple[int, ...], outputs: int, *, width: int, depth: int, num_classes: int = 0) -> PixelNet:
     """A gated PixelCNN: `apply(params, x [B, H, W, C], label [B] | None) -> [B, H, W, C, outputs]`.
 
     The outputs of a channel depend on the channels before it in its pixel, and of earlier pixels, row by row, on those

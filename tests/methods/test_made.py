@@ -71,13 +71,11 @@ def test_drawn_bits_are_those_of_one_pass_over_the_drawn_image():
     method, state = trained(stripes(), 0, width=24)
     params, keys = perturbed(state.ema), example_keys(jax.random.key(3), 50)
     images = method.sample(params, keys, 50)
-    flipped = -images  # log p(x_d | x_<d) for both values, by differences of the log-probabilities of prefixes
     for d in range(BITS):
         p_one = _probability_of_one(method, params, images, d)
         uniform = jax.vmap(lambda key, d=d: jax.random.uniform(jax.random.fold_in(key, d)))(keys)
         clear = np.abs(uniform - p_one) > 1e-4
         np.testing.assert_array_equal((uniform < p_one)[clear], (images[:, 0, d, 0] > 0)[clear])
-    assert not np.array_equal(flipped, images)
 
 
 def _probability_of_one(method, params, images, d):
@@ -110,14 +108,13 @@ def test_the_density_of_points_integrates_to_one_and_draws_have_its_entropy(clas
     assert np.mean(surprise) == pytest.approx(entropy, abs=4 * np.std(surprise) / np.sqrt(4000))
 
 
-@pytest.mark.parametrize("name", ["moons", "mixture1d", "stripes"])
-@pytest.mark.parametrize("class_conditional", [False, True])
+@pytest.mark.parametrize(("name", "class_conditional"), [("moons", True), ("stripes", False)])
 def test_a_draw_is_its_keys_alone_and_training_resumes_bit_for_bit(name, class_conditional):
     dataset = stripes() if name == "stripes" else data.load(name)
     config = dict(width=16, components=3, class_conditional=class_conditional)
-    method, whole = trained(dataset, 20, **config)
-    _, half = trained(dataset, 10, **config)
-    resumed = loop.fit(method, dataset, 0, steps=20, state=half, **OPTIONS)
+    method, whole = trained(dataset, 10, **config)
+    _, half = trained(dataset, 5, **config)
+    resumed = loop.fit(method, dataset, 0, steps=10, state=half, **OPTIONS)
     for left, right in zip(jax.tree.leaves(resumed), jax.tree.leaves(whole), strict=True):
         np.testing.assert_array_equal(left, right)
     keys = example_keys(jax.random.key(0), 6)
@@ -136,7 +133,7 @@ def test_a_class_conditional_model_draws_the_class_it_is_asked_for():
     method, state = trained(stripes(), 40, width=24, class_conditional=True)
     for label in (0, 1):
         images = method.sample(state.ema, jax.random.key(0), 200, label=jnp.full(200, label))
-        assert np.mean(images[:, 0, 0, 0] > 0) == pytest.approx(label, abs=0.1)
+        assert np.mean(images[:, 0, 0, 0] > 0) == pytest.approx(label, abs=0.15)
     either = method.sample(state.ema, jax.random.key(0), 400)
     assert np.mean(either[:, 0, 0, 0] > 0) == pytest.approx(0.5, abs=0.15)
 
@@ -172,5 +169,6 @@ def test_it_learns_two_modes_to_their_entropy():
     method = made.build(made.Config(), adamw(1e-2, 600), dataset.examples)
     state = loop.fit(method, dataset, 0, steps=600, batch_size=256, steps_per_dispatch=100, progress=False)
     held_out = dataset.scaling.to_model(dataset.test.data)
+    assert method.sample(state.ema, jax.random.key(1), 3).shape == (3, 1)
     nats = -np.mean(method.log_prob(state.ema, jax.random.key(2), held_out)) + np.log(dataset.scaling.scale[0])
     assert nats == pytest.approx(1.571, abs=0.02)

@@ -81,7 +81,9 @@ def test_drawn_values_are_those_of_one_full_pass_over_the_drawn_image(shape):
         def key_of(key, pixel=row * shape[1] + column, channel=channel):
             return jax.random.fold_in(jax.random.fold_in(key, pixel), channel)
 
-        again = jax.vmap(lambda key, own: jax.random.categorical(key_of(key), own))(keys, logits[:, row, column, channel])
+        again = jax.vmap(lambda key, own: jax.random.categorical(key_of(key), own))(
+            keys, logits[:, row, column, channel]
+        )
         np.testing.assert_array_equal(again, values[:, row, column, channel])
     assert len(np.unique(values)) == levels
 
