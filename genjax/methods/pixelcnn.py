@@ -43,7 +43,7 @@ class Config:
 
 def recommended(examples: Examples) -> Recommended:
     """Training that gives a good result on such examples."""
-    steps = 1_500 if math.prod(examples.event_shape) <= 16 * 16 else 5_000
+    steps = 900 if math.prod(examples.event_shape) <= 16 * 16 else 5_000
     return Recommended(steps, 32, 1e-3, steps_per_dispatch=convolution_steps_per_dispatch())
 
 
