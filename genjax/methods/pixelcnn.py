@@ -43,8 +43,8 @@ class Config:
 
 def recommended(examples: Examples) -> Recommended:
     """Training that gives a good result on such examples."""
-    steps = 900 if math.prod(examples.event_shape) <= 16 * 16 else 5_000
-    return Recommended(steps, 32, 1e-3, steps_per_dispatch=convolution_steps_per_dispatch())
+    steps, rate = (900, 1e-3) if math.prod(examples.event_shape) <= 16 * 16 else (3_000, 2e-3)
+    return Recommended(steps, 32, rate, steps_per_dispatch=convolution_steps_per_dispatch())
 
 
 def resolve(config: Config, examples: Examples) -> Config:

@@ -214,9 +214,8 @@ class PixelNet(NamedTuple):
 def pixelcnn(event_shape: tuple[int, ...], outputs: int, *, width: int, depth: int, num_classes: int = 0) -> PixelNet:
     """A gated PixelCNN: `apply(params, x [B, H, W, C], label [B] | None) -> [B, H, W, C, outputs]`.
 
-    The outputs of a channel depend on the channels before it in its pixel, and of earlier pixels, row by row, on those
-    at most `1 + S` rows up or columns to the left, where S is the sum of the dilations 1, 2, 4, 1, ... of all layers,
-    and as many to the right in the rows above.
+    The outputs of a channel depend on the channels before it in its pixel, and on the earlier pixels, row by row, that
+    are at most `2 + S` rows up and `1 + S` columns to either side: S is the sum of the dilations of all layers.
 
     Args:
         event_shape: `(H, W, C)`.

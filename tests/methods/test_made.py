@@ -1,11 +1,14 @@
 """MADE as a method: probabilities that sum to 1, draws that follow them, resuming, refusals."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
 
+from genjax import cli, cli_sample, cli_train
 from genjax.arrays import example_keys
 from genjax.errors import UsageError
 from genjax.methods import made
@@ -172,3 +175,22 @@ def test_it_learns_two_modes_to_their_entropy():
     assert method.sample(state.ema, jax.random.key(1), 3).shape == (3, 1)
     nats = -np.mean(method.log_prob(state.ema, jax.random.key(2), held_out)) + np.log(dataset.scaling.scale[0])
     assert nats == pytest.approx(1.571, abs=0.02)
+
+
+def test_a_binarised_run_is_restored_in_its_two_levels_and_is_no_run_without_them(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "use_compilation_cache", lambda: None)
+    run = str(tmp_path / "run")
+    command = ["made", "--data", "digits", "--width", "16", "--steps", "20", "--evaluations", "1", "--out", run]
+    assert cli.run(cli_train.main, [*command, "--binarise"]) == 0
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["training"]["binarise"] is True
+    assert config["data"]["levels"] == 2
+    assert cli.run(cli_sample.main, [run, "--num", "9"]) == 0
+    samples = np.load(tmp_path / "run" / "samples" / "samples.npz")["samples"]
+    np.testing.assert_array_equal(np.unique(samples), [0, 1])
+    capsys.readouterr()
+    for given, told in ((command, "--binarise or pixelcnn"), (["made", "--data", "moons", "--binarise"], "are points")):
+        assert cli.run(cli_train.main, given) == 2
+        error = capsys.readouterr().err.strip()
+        assert told in error
+        assert "\n" not in error
