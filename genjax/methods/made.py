@@ -46,7 +46,7 @@ def recommended(examples: Examples) -> Recommended:
     if examples.are_images:
         steps = 1_500 if _are_small(examples) else 10_000
         return Recommended(steps, 128, 2e-3, steps_per_dispatch=50)
-    return Recommended(steps=10_000, batch_size=512, learning_rate=1e-3, steps_per_dispatch=100)
+    return Recommended(steps=5_000, batch_size=512, learning_rate=4e-3, steps_per_dispatch=100)
 
 
 def resolve(config: Config, examples: Examples) -> Config:
