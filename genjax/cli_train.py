@@ -71,6 +71,7 @@ def _train(name: str, module: Any, config: Any, options: Any) -> int:
 
     training_options.check(options)
     dataset = data.load(options.data, data_dir=options.data_dir, download=options.download)
+    dataset = data.binarised(dataset) if options.binarise else dataset
     config = module.resolve(config, dataset.examples)
     options = _resolve(options, module.recommended(dataset.examples), dataset.name)
     from genjax import runs

@@ -5,6 +5,7 @@ and x and gives log p(x), nats, summed over event axes, `[B]`:
 
     bernoulli             sum x l - softplus(l)                                    l logits, x in {0, 1} (or in [0, 1])
     gaussian              -1/2 sum (x - m)^2 / s^2 + log(2 pi s^2)
+    gaussian_mixture      sum log sum_k softmax(l)_k N(x; m_k, s_k^2)              of each dimension its own
     categorical           sum log softmax(l)[x]                                    x in {0, ..., K - 1}
     discretized_logistic  sum log (F((x + h - m) / s) - F((x - h - m) / s))        F the sigmoid, h half a level
 
@@ -48,6 +49,40 @@ def gaussian(mean: Array, data: Array, *, log_variance: Array | float = 0.0) -> 
         log_variance: a number (fixed), or `[B]` or `[B, ...]` (learned).
     """
     return gaussian_log_density(data, mean, jnp.broadcast_to(expand(log_variance, mean), mean.shape))
+
+
+def gaussian_mixture(logits: Array, mean: Array, data: Array, *, log_scale: Array) -> Array:
+    """`log p(data)` of dimensions that are each a mixture of K Gaussians on the line: `[B]`, nats.
+
+    Args:
+        logits: of the components, `[B, ..., K]`.
+        mean: theirs, `[B, ..., K]`.
+        data: `[B, ...]`.
+        log_scale: log of their standard deviations, `[B, ..., K]`.
+
+    Source: Bishop 1994, "Mixture density networks", eqs. 22 to 29.
+    """
+    standardised = (data[..., None] - mean) * jnp.exp(-log_scale)
+    component = -0.5 * jnp.square(standardised) - log_scale - 0.5 * np.log(2 * np.pi)
+    return sum_events(jax.nn.logsumexp(jax.nn.log_softmax(logits, axis=-1) + component, axis=-1))
+
+
+def levels_of(data: Array, *, levels: int) -> Array:
+    """The integers v in 0 .. levels - 1, int32, whose centres `(2 v - levels + 1) / levels` are nearest to `data`.
+
+    >>> levels_of(jnp.asarray([-0.5, 0.5]), levels=2).tolist()
+    [0, 1]
+    """
+    return jnp.clip(jnp.round((data * levels + levels - 1) / 2), 0, levels - 1).astype(jnp.int32)
+
+
+def centres_of(values: Array, *, levels: int) -> Array:
+    """`(2 v - levels + 1) / levels` of integers v: their place in model units, float32.
+
+    >>> centres_of(jnp.arange(2), levels=2).tolist()
+    [-0.5, 0.5]
+    """
+    return (2 * values.astype(jnp.float32) - levels + 1) / levels
 
 
 def categorical(logits: Array, data: Array) -> Array:

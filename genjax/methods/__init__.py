@@ -10,7 +10,7 @@
 
 from types import ModuleType
 
-from genjax.methods import ddpm, flow_matching, realnvp, spline_flow, vae
+from genjax.methods import ddpm, flow_matching, made, pixelcnn, realnvp, spline_flow, vae
 
 METHODS: dict[str, ModuleType] = {
     "flow-matching": flow_matching,
@@ -18,4 +18,6 @@ METHODS: dict[str, ModuleType] = {
     "vae": vae,
     "realnvp": realnvp,
     "spline-flow": spline_flow,
+    "made": made,
+    "pixelcnn": pixelcnn,
 }

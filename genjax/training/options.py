@@ -22,6 +22,8 @@ class TrainingOptions:
     """where the files of mnist are"""
     download: bool = False
     """fetch the files of mnist if they are not there"""
+    binarise: bool = False
+    """images of two levels: integers from half of the highest on become 1, others 0"""
     steps: Annotated[int | None, _INTEGER] = None
     """training steps in all"""
     batch_size: Annotated[int | None, _INTEGER] = None

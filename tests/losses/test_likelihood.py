@@ -50,6 +50,45 @@ def test_categorical_is_the_log_softmax_of_the_category(float64):
     np.testing.assert_allclose(likelihood.categorical(jnp.asarray(logits), jnp.asarray(data)), expected, rtol=1e-12)
 
 
+def test_gaussian_mixture_integrates_to_one_and_is_scipys(float64):
+    logits, mean, log_scale = (jnp.asarray(RANDOM.normal(size=(1, 1, 3))) for _ in range(3))
+    grid = np.linspace(-60, 60, 24_001)
+    same = (jnp.broadcast_to(values, (len(grid), 1, 3)) for values in (logits, mean, log_scale))
+    logits_each, mean_each, log_scale_each = same
+    found = likelihood.gaussian_mixture(logits_each, mean_each, jnp.asarray(grid)[:, None], log_scale=log_scale_each)
+    np.testing.assert_allclose(np.trapezoid(np.exp(found), grid), 1, rtol=1e-9)
+    weights = np.exp(logits[0, 0]) / np.exp(logits[0, 0]).sum()
+    density = stats.norm(mean[0, 0], np.exp(log_scale[0, 0])).pdf(grid[:, None]) @ weights
+    np.testing.assert_allclose(np.exp(found), density, rtol=1e-9, atol=1e-300)
+
+
+def test_gaussian_mixture_of_one_component_is_the_gaussian_summed_over_dimensions(float64):
+    mean, data, log_scale = (jnp.asarray(RANDOM.normal(size=(4, 2, 3))) for _ in range(3))
+    found = likelihood.gaussian_mixture(jnp.ones((4, 2, 3, 1)), mean[..., None], data, log_scale=log_scale[..., None])
+    np.testing.assert_allclose(found, likelihood.gaussian(mean, data, log_variance=2 * log_scale), rtol=1e-12)
+
+
+def test_gaussian_mixture_has_finite_gradients_far_away():
+    def loss(mean):
+        scales = jnp.full((1, 1, 2), -7.0)
+        return likelihood.gaussian_mixture(jnp.zeros((1, 1, 2)), mean, jnp.full((1, 1), 1e4), log_scale=scales).sum()
+
+    value, gradient = jax.value_and_grad(loss)(jnp.asarray([[[0.0, 1.0]]]))
+    assert np.isfinite(value)
+    assert np.all(np.isfinite(gradient))
+
+
+@pytest.mark.parametrize("levels", [2, 17, 256])
+def test_every_level_has_its_centre_and_every_centre_its_level(levels):
+    values = jnp.arange(levels)
+    centres = likelihood.centres_of(values, levels=levels)
+    np.testing.assert_allclose(centres, (2 * np.arange(levels) - levels + 1) / levels, atol=1e-6)
+    for noise in (-0.49, 0.0, 0.49):
+        np.testing.assert_array_equal(likelihood.levels_of(centres + 2 * noise / levels, levels=levels), values)
+    beyond = likelihood.levels_of(jnp.asarray([-9.0, 9.0]), levels=levels)
+    np.testing.assert_array_equal(beyond, [0, levels - 1])
+
+
 @pytest.mark.parametrize("levels", [2, 17, 256])
 @pytest.mark.parametrize("log_scale", [-9.0, -2.0, 1.0])
 @pytest.mark.parametrize("mean", [-1.3, 0.06, 0.9])

@@ -10,12 +10,13 @@ images of floats, `standardisation` for points. Densities follow by the change o
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from genjax.errors import UsageError
 from genjax.typing import Array, Batch, Examples, Key
 
 SPLIT_SEED = 20
@@ -150,3 +151,20 @@ def from_arrays(name: str, data: np.ndarray, label: np.ndarray | None) -> Datase
         scaling = range_scaling(train_data)
     num_classes = 0 if label is None else int(label.max()) + 1
     return Dataset(name, train, test, scaling, num_classes, log_density=None)
+
+
+def binarised(dataset: Dataset) -> Dataset:
+    """The same images in two levels: integers v of L levels become 1 where `v >= L / 2`, else 0.
+
+    Raises:
+        UsageError: points, or images of floats.
+    """
+    levels = dataset.scaling.levels
+    if not levels:
+        kind = "images of floats" if dataset.examples.are_images else "points"
+        raise UsageError(f"--binarise is for images of integer levels, such as digits and mnist; these data are {kind}")
+
+    def threshold(batch: Batch) -> Batch:
+        return host_batch((2 * np.asarray(batch.data, np.int32) >= levels).astype(np.uint8), cast(Any, batch.label))
+
+    return dataset._replace(train=threshold(dataset.train), test=threshold(dataset.test), scaling=integer_scaling(2))

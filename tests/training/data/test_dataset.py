@@ -3,8 +3,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from genjax.errors import UsageError
+from genjax.training.data import load
 from genjax.training.data.dataset import (
     Scaling,
+    binarised,
     from_arrays,
     hold_out,
     integer_scaling,
@@ -149,3 +152,24 @@ def test_arrays_choose_their_scaling():
     np.testing.assert_allclose(points.scaling.shift, np.mean(points.train.data, axis=0), rtol=1e-5)
     assert points.num_classes == 0
     assert points.log_density is None
+
+
+@pytest.mark.parametrize("name", ["digits", "bytes"])
+def test_binarised_images_have_two_levels_split_at_half(name):
+    every_byte = np.arange(256, dtype=np.uint8).repeat(20).reshape(80, 8, 8, 1)
+    grey = load("digits") if name == "digits" else from_arrays("bytes", every_byte, np.arange(80) % 4)
+    binary = binarised(grey)
+    first_white = (grey.scaling.levels + 1) // 2
+    for before, after in ((grey.train, binary.train), (grey.test, binary.test)):
+        assert after.data.dtype == np.uint8
+        np.testing.assert_array_equal(after.data, before.data >= first_white)
+        np.testing.assert_array_equal(after.label, before.label)
+    assert binary.examples == grey.examples._replace(levels=2)
+    np.testing.assert_array_equal(binary.scaling.to_model(np.array([[0, 1]], np.uint8)), [[-0.5, 0.5]])
+    np.testing.assert_array_equal(binary.scaling.to_data(np.array([[-0.5, 0.5]])), [[0, 1]])
+
+
+@pytest.mark.parametrize(("shape", "told"), [((20, 2), "points"), ((20, 4, 4, 1), "images of floats")])
+def test_what_has_no_levels_is_not_binarised(shape, told):
+    with pytest.raises(UsageError, match=f"--binarise is for images of integer levels.*these data are {told}"):
+        binarised(from_arrays("a", np.random.default_rng(0).normal(size=shape).astype(np.float32), None))
