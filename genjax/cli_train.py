@@ -79,7 +79,8 @@ def _train(name: str, module: Any, config: Any, options: Any) -> int:
     cli.use_compilation_cache()
     description = runs.describe(name, config, options, dataset)
     method = module.build(config, runs.optimizer_of(options), dataset.examples)
-    directory = Path(options.out or f"runs/{name}-{Path(dataset.name).stem}")
+    suffix = "-binarised" if options.binarise else ""
+    directory = Path(options.out or f"runs/{name}-{Path(dataset.name).stem}{suffix}")
     with open_run(directory, description, fresh=options.fresh, replace=options.replace, warn=_note) as status:
         _announce(name, dataset, config, options, directory)
         shown = dataset.num_classes if getattr(config, "class_conditional", False) else 0
