@@ -116,19 +116,19 @@ def _log_prob(options: Any, run: Any, params: Any, key: Any, dataset: Any, out: 
     from genjax.training.run_dir import write_arrays
 
     kind = _kind(run)
-    examples = _first(dataset.test.data, options.num or _MOST_EXAMPLES[kind])
+    examples = dataset.test.data[: options.num or _MOST_EXAMPLES[kind]]
     log_prob = _over(run, run.method.log_prob, params, key, examples, options.batch_size, "log-likelihood")
     if not run.scaling.levels:
         log_prob = log_prob - np.sum(np.log(np.broadcast_to(run.scaling.scale, run.event_shape)))
     write_arrays(out / "log_prob.npz", log_prob=np.asarray(log_prob, np.float32))
 
-    parts = [f"{_mean_and_error(log_prob)} nats"]
+    parts = [f"{mean_and_error(log_prob)} nats"]
     if run.scaling.levels:
-        parts.append(f"{_mean_and_error(bits_per_dim(jnp.asarray(log_prob), run.event_shape))} bits/dim")
+        parts.append(f"{mean_and_error(bits_per_dim(jnp.asarray(log_prob), run.event_shape))} bits/dim")
     bound = " (a lower bound)" if run.method.bounds_log_prob else ""
     truth = ""
     if dataset.log_density is not None:
-        truth = f"; by the true density {_mean_and_error(dataset.log_density(jnp.asarray(examples)))} nats"
+        truth = f"; by the true density {mean_and_error(dataset.log_density(jnp.asarray(examples)))} nats"
     print(f"log-likelihood of {len(examples):,} held-out {kind}, each: {', '.join(parts)}{bound}{truth}")
     print(f"log-likelihood: {out / 'log_prob.npz'}")
 
@@ -141,7 +141,7 @@ def _reconstruct(options: Any, run: Any, params: Any, key: Any, dataset: Any, ou
     from genjax.training.run_dir import write_arrays
 
     kind = _kind(run)
-    original = _first(dataset.test.data, options.num or _PICTURED[kind])
+    original = dataset.test.data[: options.num or _PICTURED[kind]]
     codes_decoded = _over(run, run.method.reconstruct, params, key, original, options.batch_size, "reconstruction")
     again = np.asarray(run.scaling.to_data(codes_decoded), np.float32)
     write_arrays(out / "reconstructions.npz", reconstruction=again, data=original)
@@ -174,7 +174,7 @@ def _latent_grid(run: Any, params: Any, out: Path) -> None:
     if _kind(run) == "images":
         across, down = jnp.meshgrid(quantiles(_GRID_SIDE), -quantiles(_GRID_SIDE))
         images = jax.jit(decoded)(jnp.stack([across, down], axis=-1).reshape(-1, 2))
-        plots.image_grid(path, images, value_range=value_range(run.scaling), columns=_GRID_SIDE, gap=0)
+        plots.image_grid(path, images, value_range=value_range(run.scaling), columns=_GRID_SIDE)
     else:
         held, along = jnp.meshgrid(quantiles(_LINES), quantiles(_LINE_POINTS), indexing="ij")
         families = jax.jit(decoded)(jnp.stack([jnp.stack([held, along], -1), jnp.stack([along, held], -1)]))
@@ -186,12 +186,6 @@ def _latent_grid(run: Any, params: Any, out: Path) -> None:
 
 def _kind(run: Any) -> str:
     return "images" if len(run.event_shape) == 3 else "points"
-
-
-def _first(data: Any, num: int) -> Any:
-    import numpy as np
-
-    return np.asarray(data[:num])
 
 
 def _over(
@@ -214,10 +208,10 @@ def _over(
     return in_batches(part, num, batch_size=size, progress=True, doing=doing)
 
 
-def _mean_and_error(values: Any) -> str:
+def mean_and_error(values: Any) -> str:
     """Mean and standard error, both to the error's second digit.
 
-    >>> _mean_and_error([1.0, 1.2, 1.4])
+    >>> mean_and_error([1.0, 1.2, 1.4])
     '1.20 ± 0.12'
     """
     import numpy as np

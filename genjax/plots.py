@@ -54,12 +54,11 @@ def image_grid(
     value_range: tuple[float, float],
     columns: int | None = None,
     row_labels: Sequence[str] | None = None,
-    gap: int = _GAP,
 ) -> None:
     """Write images as a PNG grid, row by row, every pixel enlarged by the same whole factor.
 
     A cell's shorter side has at least 56 pixels, and a grid of few images is enlarged to about 480 in width;
-    between cells are `gap` pixels of grey. A pixel that is not finite is red.
+    between cells are 2 pixels of grey. A pixel that is not finite is red.
 
     Args:
         path: the file to write; one that exists is replaced.
@@ -67,7 +66,6 @@ def image_grid(
         value_range: the values shown as black and as white; what is beyond is clipped.
         columns: images a row; by default such that the grid is about square.
         row_labels: one text a row, written to its left.
-        gap: 0 for one continuous picture.
 
     Raises:
         ValueError: shapes or a range that do not fit.
@@ -78,7 +76,7 @@ def image_grid(
     columns = _near_square_columns(num, height / width) if columns is None else columns
     if columns < 1:
         raise ValueError(f"columns is {columns}; expected at least 1")
-    _write_png(path, _tiled(pixels, columns, _GRID_WIDTH, row_labels=row_labels, gap=gap))
+    _write_png(path, _tiled(pixels, columns, _GRID_WIDTH, row_labels=row_labels))
 
 
 def image_pairs(
@@ -506,7 +504,6 @@ def _tiled(
     *,
     row_labels: Sequence[str] | None = None,
     column_labels: Sequence[str] | None = None,
-    gap: int = _GAP,
 ) -> "Image":
     """Images `[N, H, W, 3]` uint8 in a grid, row by row, with labels in margins to the left and above."""
     from PIL import Image, ImageDraw, ImageFont
@@ -518,9 +515,9 @@ def _tiled(
         raise ValueError(f"{len(row_labels)} row labels for {rows} rows")
     scale = max(1, -(-_SMALLEST_CELL // min(height, width)), wanted_width // (columns * width))
     cell_height, cell_width = height * scale, width * scale
-    grid = np.full((gap + rows * (cell_height + gap), gap + columns * (cell_width + gap), 3), _GAP_GREY, np.uint8)
-    tops = [gap + row * (cell_height + gap) for row in range(rows)]
-    lefts = [gap + column * (cell_width + gap) for column in range(columns)]
+    grid = np.full((_GAP + rows * (cell_height + _GAP), _GAP + columns * (cell_width + _GAP), 3), _GAP_GREY, np.uint8)
+    tops = [_GAP + row * (cell_height + _GAP) for row in range(rows)]
+    lefts = [_GAP + column * (cell_width + _GAP) for column in range(columns)]
     for index, image in enumerate(pixels):
         top, left = tops[index // columns], lefts[index % columns]
         enlarged = image.repeat(scale, axis=0).repeat(scale, axis=1)
