@@ -2,7 +2,6 @@
 
 import dataclasses
 import inspect
-import io
 import sys
 import time
 from pathlib import Path
@@ -16,9 +15,10 @@ from genjax.errors import UsageError, UserError
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Draw samples from a trained run.
+    """Draw samples from a trained run, or ask it about held-out data and its codes.
 
-    Writes samples.npz (first array: samples, float32, data units) and a picture, and prints what they cost.
+    Writes samples.npz (first array: samples, float32, data units) and a picture, and prints what they cost. With
+    --log-prob, --reconstruct or --latent-grid it draws no samples and answers these, as far as the method can.
     """
 
     run_dir: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN_DIR")]
@@ -26,7 +26,7 @@ class Options:
     num: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 1000 points, 64 images)")] = (
         None
     )
-    """how many samples"""
+    """how many samples, or held-out examples (--log-prob: by default 10000 points, 1000 images)"""
     sampler: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: by method)")] = None
     """euler, heun, midpoint, rk4, ddim, ddpm, ddpm-large or euler-maruyama"""
     steps: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: by method)")] = None
@@ -39,10 +39,18 @@ class Options:
     """classifier-free guidance: uncond + guidance * (cond - uncond)"""
     trajectory: bool = False
     """also write the way from noise to data, as a GIF and as a strip of times"""
+    log_prob: bool = False
+    """the log-likelihood of held-out data, in nats and for integer images in bits/dim"""
+    reconstruct: bool = False
+    """held-out data beside their reconstructions"""
+    latent_grid: bool = False
+    """what a 2-D latent stands for: a grid of quantiles of its normal, decoded"""
+    data_dir: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
+    """where the files of mnist are (--log-prob, --reconstruct)"""
     checkpoint: Annotated[str, tyro.conf.arg(metavar="latest|best|STEP")] = "latest"
     """which checkpoint"""
     batch_size: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: by data)")] = None
-    """samples drawn at once; does not change them"""
+    """samples drawn at once, which does not change them, or held-out examples"""
     out: Annotated[str | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: RUN_DIR/samples)")] = None
     """where to write"""
 
@@ -58,13 +66,15 @@ def main(arguments: list[str]) -> int:
     import jax
     import numpy as np
 
-    from genjax import runs
+    from genjax import cli_held_out, runs
     from genjax.training.checkpoint import Checkpoints
     from genjax.training.run_dir import make_directory, read_config
 
     cli.use_compilation_cache()
     directory = Path(options.run_dir)
     run = runs.restore(read_config(directory), str(directory / "config.json"))
+    cli_held_out.check(options, run)
+    dataset = cli_held_out.load(options, run)
     classes = _classes(options, run)
     num = options.num or _default_num(run, classes)
     label = None if classes is None else np.resize(np.asarray(classes, np.int32), num)
@@ -74,6 +84,9 @@ def main(arguments: list[str]) -> int:
     params = checkpoints.restore_ema(runs.ema_template(run), step=step)
     out = Path(options.out) if options.out else directory / "samples"
     make_directory(out)
+    if cli_held_out.asked(options):
+        cli_held_out.answer(options, run, params, dataset, out)
+        return 0
     samples = _draw(run, params, jax.random.key(options.seed), num, options, given, label)
     _write(run, samples, label, options, out)
     if options.trajectory:
@@ -197,16 +210,15 @@ def _draw(run: Any, params: Any, key: Any, num: int, options: Options, given: di
 def _write(run: Any, samples: Any, label: Any, options: Options, out: Path) -> None:
     import numpy as np
 
-    from genjax.drawing import picture
-    from genjax.training.run_dir import atomic_write
+    from genjax.drawing import picture, reference_data
+    from genjax.training.run_dir import write_arrays
 
     arrays: dict[str, Any] = {"samples": np.asarray(run.scaling.to_data(samples), np.float32)}
     if label is not None:
         arrays["label"] = label
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    atomic_write(out / "samples.npz", buffer.getvalue())
-    picture(out / "samples.png", samples, run.scaling, _reference_data(run), **_layout(run, label))
+    write_arrays(out / "samples.npz", **arrays)
+    reference = None if len(run.event_shape) == 3 else reference_data(run.data_name)
+    picture(out / "samples.png", samples, run.scaling, reference, **_layout(run, label))
 
 
 def _layout(run: Any, label: Any) -> dict[str, Any]:
@@ -217,19 +229,6 @@ def _layout(run: Any, label: Any) -> dict[str, Any]:
         return {}
     period = next((p for p in range(1, len(label) + 1) if (label[p:] == label[:-p]).all()), len(label))
     return {"columns": period} if 1 < period <= MOST_CLASS_COLUMNS else {}
-
-
-def _reference_data(run: Any) -> Any:
-    """The run's data for the panel beside the samples; None for images and for data that are gone."""
-    from genjax.training import data
-
-    if len(run.event_shape) == 3:
-        return None
-    try:
-        return data.load(run.data_name)
-    except UserError:
-        print(f"note: no data set {run.data_name} here, so the picture shows samples alone", file=sys.stderr)
-        return None
 
 
 def _write_trajectory(run: Any, params: Any, key: Any, num: int, given: dict[str, Any], label: Any, out: Path) -> None:

@@ -1,6 +1,7 @@
 """Drawing many samples from any method: compiled once, in batches, the same examples whatever the batch size."""
 
 import math
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from genjax.arrays import example_keys
-from genjax.training.data import Dataset, Scaling
+from genjax.errors import UserError
+from genjax.training.data import Dataset, Scaling, load
 from genjax.typing import Array, Key, Method, Params
 
 CompiledSample = Callable[[Params, Key, Array | None, Array | None], Any]
@@ -64,25 +66,43 @@ def draw(
         guidance: for the labels; None for the plain conditional model.
         progress: show a bar.
     """
-    parts = []
     scale = None if guidance is None else jnp.float32(guidance)
-    with _ticking_bar(num, progress) as bar:
+
+    def part(start: int) -> Any:
+        part_label = None
+        if label is not None:
+            part_label = jnp.asarray(np.resize(label[start : start + batch_size], batch_size), jnp.int32)
+        return sample(params, example_keys(key, batch_size, start), part_label, scale)
+
+    return in_batches(part, num, batch_size=batch_size, progress=progress)
+
+
+def in_batches(
+    part: Callable[[int], Any], num: int, *, batch_size: int, progress: bool = False, doing: str = "sampling"
+) -> np.ndarray:
+    """The rows of `part(0)`, `part(batch_size)`, ..., each of `batch_size` rows, joined and cut to `num`.
+
+    Args:
+        part: from the index of its first row, `[batch_size, ...]`.
+        num: how many rows.
+        batch_size: of a call.
+        progress: show a bar.
+        doing: what the bar says.
+    """
+    parts = []
+    with _ticking_bar(num, progress, doing) as bar:
         for start in range(0, num, batch_size):
-            keys = example_keys(key, batch_size, start)
-            part_label = None
-            if label is not None:
-                part_label = jnp.asarray(np.resize(label[start : start + batch_size], batch_size), jnp.int32)
-            parts.append(np.asarray(sample(params, keys, part_label, scale)))
+            parts.append(np.asarray(part(start)))
             bar.update(min(batch_size, num - start))
     return np.concatenate(parts)[:num]
 
 
 @contextmanager
-def _ticking_bar(num: int, visible: bool) -> Iterator[Any]:
+def _ticking_bar(num: int, visible: bool, doing: str) -> Iterator[Any]:
     """A progress bar whose clock moves also while a long call is under way."""
     from tqdm import tqdm
 
-    with tqdm(total=num, disable=not visible, dynamic_ncols=True, unit="sample", desc="sampling") as bar:
+    with tqdm(total=num, disable=not visible, dynamic_ncols=True, unit="example", desc=doing) as bar:
         done = threading.Event()
 
         def tick() -> None:
@@ -128,3 +148,12 @@ def value_range(scaling: Scaling) -> tuple[float, float]:
         return 0.0, float(scaling.levels - 1)
     shift, scale = float(np.asarray(scaling.shift)), float(np.asarray(scaling.scale))
     return shift - scale, shift + scale
+
+
+def reference_data(name: str) -> Dataset | None:
+    """The data set to show beside samples; None, with a note, where it is gone."""
+    try:
+        return load(name)
+    except UserError:
+        print(f"note: no data set {name} here, so the picture shows the model alone", file=sys.stderr)
+        return None

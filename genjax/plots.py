@@ -79,7 +79,69 @@ def image_grid(
     _write_png(path, _tiled(pixels, columns, _GRID_WIDTH, row_labels=row_labels))
 
 
-def scatter(path: FilePath, samples: ArrayLike, data: ArrayLike | None = None, *, title: str = "") -> None:
+def image_pairs(
+    path: FilePath, above: ArrayLike, below: ArrayLike, *, value_range: tuple[float, float], columns: int
+) -> None:
+    """`image_grid` in pairs of rows: `columns` images of `above [N, H, W, C]`, below them those of `below`, and so on.
+
+    The last pair of rows is filled up with white.
+    """
+    first, second = np.asarray(above).astype(np.float64), np.asarray(below).astype(np.float64)
+    if first.shape != second.shape:
+        raise ValueError(f"above has shape {first.shape} and below {second.shape}; expected one shape")
+    columns = min(columns, len(first))
+    missing = ((0, -len(first) % columns), *[(0, 0)] * (first.ndim - 1))
+    rows = [np.pad(images, missing, constant_values=value_range[1]) for images in (first, second)]
+    rows = [images.reshape(-1, columns, *images.shape[1:]) for images in rows]
+    pairs = np.stack(rows, axis=1).reshape(-1, *first.shape[1:])
+    image_grid(path, pairs, value_range=value_range, columns=columns)
+
+
+def curves(
+    path: FilePath, families: ArrayLike, *, data: ArrayLike | None = None, names: tuple[str, str] = ("first", "second")
+) -> None:
+    """Write two families of curves in one panel, over the points of `data` in grey.
+
+    Args:
+        path: the PNG to write.
+        families: `[2, K, M, D]`: K curves through M points each, D >= 2; along the first two principal axes of the
+            data (of the curves where there are none) where D > 2.
+        data: `[N, D]` or None.
+        names: of the families.
+
+    Raises:
+        ValueError: other shapes.
+        UserError: the file cannot be written.
+    """
+    lines = np.asarray(families).astype(np.float64)
+    if lines.ndim != 4 or lines.shape[0] != 2 or lines.shape[3] < 2 or not lines.size:
+        raise ValueError(f"families have shape {lines.shape}; expected [2, K, M, D] with D >= 2")
+    points = lines.reshape(-1, lines.shape[3]) if data is None else np.asarray(data).astype(np.float64)
+    if lines.shape[3] > 2:
+        plane = _principal_plane(points)
+        lines, points = plane.project(lines), plane.project(points)
+    view = _framed(_interval(points[:, 0]), _interval(points[:, 1]))
+    figure = _figure(_WIDTH, _WIDTH * view.height_over_width + 0.4)
+    axes = figure.subplots()
+    if data is not None:
+        _draw_points(axes, points[:_MOST_POINTS], view, _FAINT, 4.0)
+    for family, colour, name in zip(lines, (_BLUE, _ORANGE), names, strict=True):
+        for index, line in enumerate(family):
+            axes.plot(line[:, 0], line[:, 1], color=colour, linewidth=0.8, label=name if index == 0 else None)
+    _set_view(axes, view)
+    _set_heading(axes, "")
+    _style(axes)
+    _write_png(path, _rendered(figure))
+
+
+def scatter(
+    path: FilePath,
+    samples: ArrayLike,
+    data: ArrayLike | None = None,
+    *,
+    title: str = "",
+    names: tuple[str, str] = ("data", "samples"),
+) -> None:
     """Write the points of `data` and of `samples` as two panels with the same limits.
 
     Both panels show the same number of points, or, where both sets have more than 5000, densities on one
@@ -91,14 +153,16 @@ def scatter(path: FilePath, samples: ArrayLike, data: ArrayLike | None = None, *
         samples: `[N, 2]`.
         data: `[M, 2]` or None: then there is one panel.
         title: a line above the panels.
+        names: what data and samples are called.
 
     Raises:
         ValueError: other shapes, or no points.
         UserError: the file cannot be written.
     """
-    clouds = {"samples": _as_points(samples, "samples")}
+    data_name, samples_name = names
+    clouds = {samples_name: _as_points(samples, "samples")}
     if data is not None:
-        clouds = {"data": _as_points(data, "data"), **clouds}
+        clouds = {data_name: _as_points(data, "data"), **clouds}
     reference = next(iter(clouds.values()))
     view = _framed(_interval(reference[:, 0]), _interval(reference[:, 1]))
     fewest = min(len(points) for points in clouds.values())
@@ -121,7 +185,7 @@ def scatter(path: FilePath, samples: ArrayLike, data: ArrayLike | None = None, *
             _draw_density(axes, densities[name], view, peak)
             shown = f"{len(points):,}"
         else:
-            _draw_points(axes, points[:fewest], view, _INK if name == "data" else _BLUE, size)
+            _draw_points(axes, points[:fewest], view, _INK if name == data_name else _BLUE, size)
             shown = f"{fewest:,}" + (f" of {len(points):,}" if fewest < len(points) else "")
         axes.set_title(f"{name} ({shown})", fontsize=10, color=_INK)
         if any(captions.values()):
@@ -137,6 +201,7 @@ def histogram(
     log_density: LogDensity | None = None,
     data: ArrayLike | None = None,
     title: str = "",
+    names: tuple[str, str] = ("data", "samples"),
 ) -> None:
     """Write the histogram of samples of one number against the true density, or against the data's.
 
@@ -146,6 +211,7 @@ def histogram(
         log_density: the true one, `x [B, 1] -> [B]` in nats.
         data: `[M]` or `[M, 1]`; shown as an outline where there is no `log_density`.
         title: a line above the axes.
+        names: what data and samples are called.
 
     Raises:
         ValueError: other shapes, or no samples.
@@ -166,13 +232,13 @@ def histogram(
         fill=True,
         color=_BLUE,
         alpha=0.45,
-        label=f"samples ({len(values):,})",
+        label=f"{names[1]} ({len(values):,})",
     )
     if log_density is not None:
         grid = np.linspace(low, high, 801)
         axes.plot(grid, _true_density(log_density, grid), color=_INK, linewidth=1.6, label="true density")
     elif data_values is not None:
-        label = f"data ({len(data_values):,})"
+        label = f"{names[0]} ({len(data_values):,})"
         axes.stairs(_fraction_a_unit(data_values, edges), edges, color=_INK, linewidth=1.4, label=label)
     axes.set_xlim(low, high)
     axes.set_ylim(bottom=0)
@@ -192,6 +258,7 @@ def samples_figure(
     data: ArrayLike | None = None,
     value_range: tuple[float, float] | None = None,
     log_density: LogDensity | None = None,
+    names: tuple[str, str] = ("data", "samples"),
 ) -> None:
     """Write the figure that suits the samples' event shape.
 
@@ -208,6 +275,7 @@ def samples_figure(
         data: held-out data `[M, ...]` of the same event shape.
         value_range: of images; by default the extremes of the data, or of the samples.
         log_density: see `histogram`.
+        names: what data and samples are called.
 
     Raises:
         ValueError: another shape.
@@ -221,9 +289,9 @@ def samples_figure(
         value_range = value_range or _extremes(samples if data is None else data)
         image_grid(path, samples[:_MOST_IMAGES], value_range=value_range)
     elif samples.ndim == 1 or samples.shape[1:] == (1,):
-        histogram(path, samples, log_density=log_density, data=data)
+        histogram(path, samples, log_density=log_density, data=data, names=names)
     elif samples.shape[1:] == (2,):
-        scatter(path, samples, data)
+        scatter(path, samples, data, names=names)
     elif samples.ndim == 2 and samples.shape[1] > 2:
         reference, name = (samples, "samples") if data is None else (data, "data")
         plane = _principal_plane(reference)
@@ -231,7 +299,7 @@ def samples_figure(
             f"the first two principal axes of the {name}: {plane.variance_share:.0%} of the variance "
             f"in {samples.shape[1]} dimensions"
         )
-        scatter(path, plane.project(samples), None if data is None else plane.project(data), title=title)
+        scatter(path, plane.project(samples), None if data is None else plane.project(data), title=title, names=names)
     else:
         raise ValueError(f"samples have shape {samples.shape}; expected [N, H, W, C], [N, D] or [N]")
 

@@ -125,7 +125,10 @@ class Method(NamedTuple):
       (`Examples.levels > 0`) the log of their probability, else of the density in model units. Exact, or a lower bound
       in the mean over the key, which its docstring says. A continuous density says of integers what
       `losses.likelihood.dequantised` makes of it. None where the family has none.
+    - `bounds_log_prob`: whether `log_prob` is a lower bound, not exact.
     - `reconstruct(params, key, data) -> data`, in model units; None where the family has none.
+    - `decode(params, z [N, latent]) -> [N, ...]`: the mean of what a code stands for, in model units; codes are
+      N(0, I) in `latent` dimensions. None and 0 where the family has no code of its own dimension.
     - `compiler_options`: what to give to a `jit` of its step and its sampling on this backend.
     """
 
@@ -136,4 +139,7 @@ class Method(NamedTuple):
     evaluate: Callable[[Params, Key, Batch], Metrics] | None = None
     log_prob: Callable[..., Array] | None = None
     reconstruct: Callable[..., Array] | None = None
+    decode: Callable[[Params, Array], Array] | None = None
+    latent: int = 0
+    bounds_log_prob: bool = False
     compiler_options: dict[str, str] | None = None

@@ -571,3 +571,38 @@ def test_a_directory_that_is_not_there_is_one_line(tmp_path, rng):
     for write in write_each(tmp_path / "absent" / "figure", rng):
         with pytest.raises(UserError, match=r"cannot write .*: No such file or directory"):
             write()
+
+
+# image_pairs, curves
+
+
+def test_pairs_stand_above_each_other_and_the_rest_is_white(tmp_path):
+    above, below = np.zeros((3, 8, 8, 1)), np.full((3, 8, 8, 1), 1.0)
+    below[2] = 0.5
+    plots.image_pairs(tmp_path / "pairs.png", above, below, value_range=(0, 1), columns=2)
+    picture = pixels(tmp_path / "pairs.png")[..., 0]
+    height, width = (side // parts for side, parts in zip(picture.shape, (4, 2), strict=True))
+    cells = picture[height // 2 :: height, width // 2 :: width]
+    np.testing.assert_array_equal(cells, [[0, 0], [255, 255], [0, 255], [128, 255]])
+    with pytest.raises(ValueError, match="one shape"):
+        plots.image_pairs(tmp_path / "pairs.png", above, below[:2], value_range=(0, 1), columns=2)
+
+
+def test_curves_are_drawn_in_two_colours_over_the_data(tmp_path, figures, rng):
+    families = rng.normal(size=(2, 5, 30, 2))
+    plots.curves(tmp_path / "curves.png", families, data=rng.normal(size=(100, 2)), names=("one", "other"))
+    (axes,) = figures[0].axes
+    assert len(axes.lines) == 10
+    np.testing.assert_array_equal(axes.lines[7].get_xydata(), families[1, 2])
+    assert len({line.get_color() for line in axes.lines}) == 2
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["one", "other"]
+    with pytest.raises(ValueError, match="expected"):
+        plots.curves(tmp_path / "curves.png", families[..., :1])
+
+
+def test_curves_of_more_dimensions_are_seen_along_the_principal_axes_of_the_data(tmp_path, figures, rng):
+    families = np.zeros((2, 3, 10, 3))
+    families[..., 2] = np.linspace(-1, 1, 10)[None, None]
+    plots.curves(tmp_path / "curves.png", families, data=rng.normal(size=(100, 3)) * np.array([0.01, 1, 5]))
+    horizontal = figures[0].axes[0].lines[0].get_xdata()
+    assert np.ptp(horizontal) == pytest.approx(2, abs=0.1)

@@ -39,7 +39,7 @@ class Config:
     """dimensions of the code"""
     beta: float = 1.0
     """weight of the KL term; 1 is the bound"""
-    importance_samples: int = 1
+    importance_samples: Annotated[int | None, ByData] = None
     """draws of the code an example; above 1 the importance-weighted bound, doubly reparameterised"""
     free_bits: float = 0.0
     """nats that each dimension of the code may use at no cost"""
@@ -49,7 +49,7 @@ class Config:
         Literal["gaussian", "discretized-logistic", "bernoulli"] | None,
         tyro.conf.arg(metavar="{gaussian,discretized-logistic,bernoulli}", help_behavior_hint="(default: by data)"),
     ] = None
-    """of the data given the code; bernoulli takes grey values for probabilities, and is then no likelihood of them"""
+    """of the data given the code; bernoulli takes grey values for probabilities, and is a likelihood of two levels only"""
     width: Annotated[int | None, ByData] = None
     """hidden units (points), channels at full size (images)"""
     ema_decay: float = 0.999
@@ -82,7 +82,7 @@ def resolve(config: Config, examples: Examples) -> Config:
         if value is not None and not value >= least:
             raise UsageError(f"--{name.replace('_', '-')} is {value}; expected at least {least}")
     weighted = config.beta != 1 or config.free_bits > 0 or config.kl_warmup > 0
-    if config.importance_samples > 1 and weighted:
+    if weighted and (config.importance_samples or 1) > 1:
         raise UsageError("--importance-samples bounds log p itself: --beta, --free-bits and --kl-warmup do not apply")
     if config.likelihood == "discretized-logistic" and not examples.levels:
         raise UsageError("--likelihood discretized-logistic is for integer images; these data take gaussian")
@@ -94,6 +94,7 @@ def resolve(config: Config, examples: Examples) -> Config:
     return dataclasses.replace(
         config,
         latent=config.latent or (16 if examples.are_images else 2),
+        importance_samples=config.importance_samples or (1 if examples.are_images or weighted else 16),
         likelihood=config.likelihood or ("discretized-logistic" if examples.levels else "gaussian"),
         width=config.width or (32 if examples.are_images else 256),
     )
@@ -102,8 +103,9 @@ def resolve(config: Config, examples: Examples) -> Config:
 def build(config: Config, optimizer: optax.GradientTransformation, examples: Examples) -> Method:
     """The method for such examples; labels are not used."""
     config = resolve(config, examples)
-    latent = config.latent or 0
+    latent, importance_samples = config.latent or 0, config.importance_samples or 1
     encoder, decoder = _networks(config, examples)
+    greatest = (examples.levels - 1) / examples.levels if examples.levels else 1.0
 
     def encode_with(params: Params) -> variational.Encoder:
         return lambda data: variational.Posterior(*jnp.split(encoder.apply(params["encoder"], data), 2, axis=-1))
@@ -119,26 +121,35 @@ def build(config: Config, optimizer: optax.GradientTransformation, examples: Exa
 
         return decode
 
-    def log_likelihood(parameters: tuple[Array, Array], data: Array) -> Array:
-        location, spread = parameters
-        if config.likelihood == "bernoulli":
-            return likelihood.bernoulli(location, (data + 1) / 2)
-        if config.likelihood == "discretized-logistic":
-            return likelihood.discretized_logistic(location, data, log_scale=spread, levels=examples.levels)
-        return likelihood.gaussian(location, data, log_variance=spread)
+    def log_likelihood_with(key: Key) -> variational.LogLikelihood:
+        def log_likelihood(parameters: tuple[Array, Array], data: Array) -> Array:
+            location, spread = parameters
+            if config.likelihood == "bernoulli":
+                return likelihood.bernoulli(location, (data / greatest + 1) / 2)
+            if config.likelihood == "discretized-logistic":
+                return likelihood.discretized_logistic(location, data, log_scale=spread, levels=examples.levels)
+
+            def log_density(x: Array) -> Array:
+                return likelihood.gaussian(location, x, log_variance=spread)
+
+            return likelihood.dequantised(log_density, key, data, levels=examples.levels)
+
+        return log_likelihood
 
     def mean_of(parameters: tuple[Array, Array]) -> Array:
         location, _ = parameters
-        return 2 * jax.nn.sigmoid(location) - 1 if config.likelihood == "bernoulli" else location
+        return greatest * (2 * jax.nn.sigmoid(location) - 1) if config.likelihood == "bernoulli" else location
 
     def loss_at(step: Array | float) -> Any:
         weight = config.beta * (variational.kl_warmup(jnp.asarray(step), config.kl_warmup) if config.kl_warmup else 1.0)
 
         def loss(params: Params, key: Key, batch: Batch) -> tuple[Array, Metrics]:
             pair = encode_with(params), decode_with(params)
-            if config.importance_samples > 1:
+            key, likelihood_key = jax.random.split(key)
+            log_likelihood = log_likelihood_with(likelihood_key)
+            if importance_samples > 1:
                 bound = variational.doubly_reparameterized_iwae(
-                    *pair, key, batch.data, log_likelihood=log_likelihood, samples=config.importance_samples
+                    *pair, key, batch.data, log_likelihood=log_likelihood, samples=importance_samples
                 )
                 return -jnp.mean(bound), {}
             terms = variational.elbo(*pair, key, batch.data, log_likelihood=log_likelihood, free_bits=config.free_bits)
@@ -172,23 +183,37 @@ def build(config: Config, optimizer: optax.GradientTransformation, examples: Exa
             return mean
         return mean + jnp.exp(0.5 * parameters[1]) * normal(fold_each(keys, jnp.uint32(1)), mean.shape)
 
-    def log_prob(params: Params, key: Key, data: Array, *, samples: int = 256) -> Array:
+    def log_prob(params: Params, key: Key, data: Array, *, samples: int = 64 if examples.are_images else 256) -> Array:
         """A lower bound of log p(data) by `samples` importance samples that tightens as they grow: `[B]`, nats."""
-        return variational.iwae(
-            encode_with(params), decode_with(params), key, data, log_likelihood=log_likelihood, samples=samples
-        )
+        posterior = encode_with(params)(data)
+
+        def log_weight(key: Key) -> Array:
+            key, likelihood_key = jax.random.split(key)
+            log_likelihood = log_likelihood_with(likelihood_key)
+            return variational.iwae(
+                lambda _: posterior, decode_with(params), key, data, log_likelihood=log_likelihood, samples=1
+            )
+
+        return variational.importance_bound(jax.lax.map(log_weight, jax.random.split(key, samples)))
+
+    def decode(params: Params, z: Array) -> Array:
+        """The mean of p(x | z)."""
+        return mean_of(decode_with(params)(z))
 
     def reconstruct(params: Params, key: Key, data: Array) -> Array:
         """The mean of p(x | z) at the posterior's mean; the key is not used."""
-        return mean_of(decode_with(params)(encode_with(params)(data).mean))
+        return decode(params, encode_with(params)(data).mean)
 
     return Method(
         init,
         with_ema(step, config.ema_decay),
         sample,
         evaluate=evaluate,
-        log_prob=log_prob,
+        log_prob=None if config.likelihood == "bernoulli" and examples.levels != 2 else log_prob,
         reconstruct=reconstruct,
+        decode=decode,
+        latent=latent,
+        bounds_log_prob=True,
         compiler_options=convolution_options() if examples.are_images else None,
     )
 

@@ -13,6 +13,7 @@ A command that is refused changes nothing. A file appears whole or not at all: i
 temporary name in the same directory, flushed to the disk and renamed.
 """
 
+import io
 import json
 import os
 import platform
@@ -77,6 +78,15 @@ def atomic_write(path: str | os.PathLike[str], content: bytes | Callable[[Binary
         if isinstance(error, OSError):
             raise UserError(f"cannot write {path}: {_reason(error)}") from error
         raise
+
+
+def write_arrays(path: str | os.PathLike[str], **arrays: Any) -> None:
+    """Write arrays as an `.npz` by `atomic_write`, in the order given."""
+    import numpy as np
+
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    atomic_write(path, buffer.getvalue())
 
 
 def make_directory(path: str | os.PathLike[str]) -> None:

@@ -1,15 +1,20 @@
 """The variational autoencoder: what it refuses, its bounds in order, and that a sample is its key's alone."""
 
+import functools
+import math
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from genjax.arrays import example_keys
 from genjax.errors import UsageError
 from genjax.methods import vae
 from genjax.training import data, loop
 from genjax.training.steps import adamw
-from genjax.typing import Examples
+from genjax.typing import Batch, Examples
 
 CONFIGS = {
     "moons": {},
@@ -39,6 +44,9 @@ def test_trains_samples_reconstructs_and_bounds(name):
     batch = loop.example_batch(dataset, 6)
     assert method.reconstruct(state.ema, jax.random.key(0), batch.data).shape == batch.data.shape
     assert np.isfinite(method.evaluate(state.ema, jax.random.key(0), batch)["loss"])
+    if "bernoulli" in name:
+        assert method.log_prob is None  # of 17 levels it is no likelihood
+        return
 
     def bound(samples):
         keys = jax.random.split(jax.random.key(1), 20)
@@ -61,6 +69,49 @@ def test_trains_samples_reconstructs_and_bounds(name):
 def test_what_cannot_work_is_refused(options, examples, told):
     with pytest.raises(UsageError, match=told):
         vae.resolve(vae.Config(**options), examples)
+
+
+@pytest.mark.parametrize("levels", [0, 2, 17])
+def test_bernoulli_knows_black_and_white(levels):
+    """A decoder that is certain of every pixel gives the extremes of the data, and them a probability of 1."""
+    examples = Examples((8, 8, 1), levels=levels)
+    method = vae.build(vae.Config(likelihood="bernoulli", width=4, latent=2), adamw(1e-3, 1), examples)
+    extreme = (levels - 1) / levels if levels else 1.0
+    assert (method.log_prob is None) == (levels != 2)
+    for sign in (-1, 1):
+        white = jnp.full((3, 8, 8, 1), sign * extreme)
+        params = jax.tree.map(jnp.zeros_like, method.init(jax.random.key(0), Batch(white)).params)
+        params["decoder"]["params"]["out"]["bias"] += 30.0 * sign
+        np.testing.assert_allclose(method.decode(params, jnp.zeros((3, 2))), white, atol=1e-6)
+        np.testing.assert_allclose(method.reconstruct(params, jax.random.key(0), white), white, atol=1e-6)
+        if method.log_prob:
+            np.testing.assert_allclose(method.log_prob(params, jax.random.key(0), white), 0, atol=1e-4)
+
+
+@pytest.mark.parametrize("likelihood", ["gaussian", "discretized-logistic", "bernoulli"])
+def test_probabilities_of_integers_sum_to_what_the_density_has_within_their_bins(likelihood):
+    """Of all 2^16 images of 4 x 4 bits, to which a network of zeros gives pixels alike: as many white ones, as likely."""
+    examples = Examples((4, 4, 1), levels=2)
+    method = vae.build(vae.Config(likelihood=likelihood, width=2, latent=1), adamw(1e-3, 1), examples)
+    white = np.arange(16)[None, :] < np.arange(17)[:, None]
+    data = jnp.asarray(white.reshape(17, 4, 4, 1) - 0.5, jnp.float32)
+    params = jax.tree.map(jnp.zeros_like, method.init(jax.random.key(0), Batch(data)).params)
+    log_prob = jax.jit(functools.partial(method.log_prob, samples=4000))(params, jax.random.key(1), data)
+    total = sum(math.comb(16, k) * np.exp(log_prob[k]) for k in range(17))
+    expected = (stats.norm.cdf(1) - stats.norm.cdf(-1)) ** 16 if likelihood == "gaussian" else 1
+    np.testing.assert_allclose(total, expected, rtol=0.05)
+
+
+def test_importance_samples_are_the_default_of_points_unless_the_kl_term_is_weighted():
+    def samples(examples, **options):
+        return vae.resolve(vae.Config(**options), examples).importance_samples
+
+    assert samples(Examples((2,))) > 1
+    assert samples(Examples((2,)), beta=4.0) == samples(Examples((2,)), kl_warmup=10) == 1
+    assert samples(Examples((2,)), free_bits=0.1) == samples(Examples((8, 8, 1), levels=17)) == 1
+    assert samples(Examples((2,)), importance_samples=3) == 3
+    resolved = vae.resolve(vae.Config(beta=4.0), Examples((2,)))
+    assert vae.resolve(resolved, Examples((2,))) == resolved
 
 
 def test_the_defaults_follow_the_data():

@@ -64,7 +64,7 @@ def mnist(data_dir: str | os.PathLike | None = None, *, download: bool = False) 
     if missing:
         raise UserError(
             f"no {', '.join(missing)} (plain or .gz) in '{directory}' or '{directory / 'MNIST' / 'raw'}': "
-            "give the directory that holds the files with --data-dir, or fetch them with --download"
+            "give the directory that holds the files with --data-dir, or let train.py fetch them with --download"
         )
     train = _read_pair(paths["train-images-idx3-ubyte"], paths["train-labels-idx1-ubyte"])
     test = _read_pair(paths["t10k-images-idx3-ubyte"], paths["t10k-labels-idx1-ubyte"])
