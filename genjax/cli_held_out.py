@@ -89,6 +89,7 @@ def load(options: Any, run: Any) -> Any:
     if not (options.log_prob or options.reconstruct):
         return None
     dataset = data.load(run.data_name, data_dir=options.data_dir)
+    dataset = data.binarised(dataset) if run.binarised else dataset
     found = dataset.examples
     if found.event_shape != run.event_shape or found.levels != run.scaling.levels:
         raise UserError(f"{run.data_name} holds examples of {found.event_shape}; the run's are {run.event_shape}")

@@ -196,13 +196,14 @@ def _draw(run: Any, params: Any, key: Any, num: int, options: Options, given: di
     jax.block_until_ready(params)
     calls = run.method.network_calls(**given, **({} if label is None else {"label": part_label}))
     chosen = _defaults(run) | given
-    steps = chosen.get("steps", 1)
-    by = f"by {chosen['sampler']}, {steps} steps, " if "sampler" in chosen else ""
     batches = -(-num // batch_size)
+    by, each = "", f"{1e3 * seconds / batches:.3g} ms for {batch_size} samples"
+    if "sampler" in chosen:
+        by = f"by {chosen['sampler']}, {chosen['steps']} steps, "
+        each = f"{1e3 * seconds / (batches * chosen['steps']):.3g} ms a step of {batch_size} samples"
     print(
         f"{num} samples {by}{calls} network call{'s' if calls > 1 else ''} each; compiled in "
-        f"{compile_seconds:.2f} s, drawn in {seconds:.2f} s: {1e3 * seconds / (batches * steps):.3g} ms a step "
-        f"of {batch_size} samples"
+        f"{compile_seconds:.2f} s, drawn in {seconds:.2f} s: {each}"
     )
     return samples
 

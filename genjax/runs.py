@@ -26,6 +26,7 @@ class Run(NamedTuple):
     event_shape: tuple[int, ...]
     num_classes: int
     class_conditional: bool
+    binarised: bool
     scaling: Scaling
 
 
@@ -88,7 +89,7 @@ def restore(description: dict[str, Any], where: str) -> Run:
     options = dataclasses.replace(TrainingOptions(), **training_json)
     method = module.build(config, optimizer_of(options), Examples(event_shape, num_classes, scaling.levels))
     conditional = bool(getattr(config, "class_conditional", False))
-    return Run(method_name, method, data_name, event_shape, num_classes, conditional, scaling)
+    return Run(method_name, method, data_name, event_shape, num_classes, conditional, options.binarise, scaling)
 
 
 def _number_or_row(value: Any) -> Any:

@@ -190,6 +190,8 @@ def test_a_binarised_run_is_restored_in_its_two_levels_and_is_no_run_without_the
     samples = np.load(tmp_path / "run" / "samples" / "samples.npz")["samples"]
     np.testing.assert_array_equal(np.unique(samples), [0, 1])
     capsys.readouterr()
+    assert cli.run(cli_sample.main, [str(tmp_path / "run"), "--log-prob", "--num", "50"]) == 0
+    assert "50 held-out images" in capsys.readouterr().out
     for given, told in ((command, "--binarise or pixelcnn"), (["made", "--data", "moons", "--binarise"], "are points")):
         assert cli.run(cli_train.main, given) == 2
         error = capsys.readouterr().err.strip()
