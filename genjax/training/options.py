@@ -18,7 +18,7 @@ class TrainingOptions:
 
     data: str = "digits"
     """a built-in data set (mixture1d, moons, eight_gaussians, checkerboard, two_spirals, swiss_roll, rings, pinwheel,
-    grid25, digits, mnist), an .npy or .npz file, or a folder of images"""
+    grid25, ring8, digits, mnist), an .npy or .npz file, or a folder of images"""
     data_dir: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
     """where the files of mnist are"""
     download: bool = False
