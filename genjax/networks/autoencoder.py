@@ -103,6 +103,7 @@ def image_decoder(event_shape: tuple[int, ...], *, base: int = 32, halvings: int
 
 
 def check_halvings(event_shape: tuple[int, ...], halvings: int) -> None:
+    """Refuse (ValueError) images whose sides cannot be halved so often."""
     height, width, _ = event_shape
     if height % 2**halvings or width % 2**halvings:
         raise ValueError(
