@@ -10,6 +10,13 @@
 
 from types import ModuleType
 
-from genjax.methods import ddpm, flow_matching, vae
+from genjax.methods import ddpm, flow_matching, gan, vae, wgan, wgan_gp
 
-METHODS: dict[str, ModuleType] = {"flow-matching": flow_matching, "ddpm": ddpm, "vae": vae}
+METHODS: dict[str, ModuleType] = {
+    "flow-matching": flow_matching,
+    "ddpm": ddpm,
+    "vae": vae,
+    "gan": gan,
+    "wgan": wgan,
+    "wgan-gp": wgan_gp,
+}

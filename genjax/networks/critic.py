@@ -48,7 +48,7 @@ class PointCritic(nn.Module):
         dtype = compute_dtype(jnp.float32, x)
         hidden = octave_features(x.astype(dtype), self.octaves)
         for index, features in enumerate(self.features):
-            hidden = leaky(dense(features, dtype, f"hidden_{index}", _keeping_size(hidden.shape[-1]))(hidden))
+            hidden = leaky(dense(features, dtype, f"hidden_{index}", keeping_size(hidden.shape[-1]))(hidden))
         return _logits(hidden, label, self.num_classes, dtype)
 
 
@@ -63,17 +63,17 @@ class ImageCritic(nn.Module):
     def __call__(self, x: Array, label: Array | None = None) -> Array:
         """The logits."""
         dtype = compute_dtype(jnp.float32, x)
-        hidden = leaky(convolution(self.base, dtype, "in", kernel_init=_keeping_size(9 * x.shape[-1]))(x))
+        hidden = leaky(convolution(self.base, dtype, "in", kernel_init=keeping_size(9 * x.shape[-1]))(x))
         for level in range(1, self.halvings + 1):
-            init = _keeping_size(9 * hidden.shape[-1])
+            init = keeping_size(9 * hidden.shape[-1])
             layer = convolution(self.base * 2**level, dtype, f"down_{level}", stride=2, kernel_init=init)
             hidden = leaky(layer(hidden))
         hidden = hidden.reshape(len(hidden), -1)
-        hidden = leaky(dense(HIDDEN, dtype, "hidden", _keeping_size(hidden.shape[-1]))(hidden))
+        hidden = leaky(dense(HIDDEN, dtype, "hidden", keeping_size(hidden.shape[-1]))(hidden))
         return _logits(hidden, label, self.num_classes, dtype)
 
 
-def _keeping_size(fan_in: int) -> initialisation.Initializer:
+def keeping_size(fan_in: int) -> initialisation.Initializer:
     """The initializer under which `leaky` leaves features about as large as they were."""
     return initialisation.normal(math.sqrt(2 / fan_in))
 
