@@ -63,7 +63,7 @@ def resolve(config: Any, examples: Examples) -> Any:
 
 def _resolve_players(players: Players, examples: Examples) -> Players:
     given = {name: value for name, value in dataclasses.asdict(players).items() if value is not None}
-    for name, least in {"latent": 1, "signs": 0, "width": 1, "depth": 1, "octaves": 0}.items():
+    for name, least in {"latent": 1, "signs": 0, "width": 1, "depth": 0, "octaves": 0}.items():
         if name in given and given[name] < least:
             raise UsageError(f"--{name} is {given[name]}; expected at least {least}")
     if not examples.are_images:
