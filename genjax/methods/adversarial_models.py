@@ -21,7 +21,7 @@ from genjax.losses import adversarial
 from genjax.losses.adversarial import Critic
 from genjax.methods.network_options import ByData
 from genjax.methods.recommended import Recommended
-from genjax.training.compilation import convolution_options, convolution_steps_per_dispatch
+from genjax.training.compilation import convolution_cond, convolution_options, convolution_steps_per_dispatch
 from genjax.training.steps import apply_gradients, new_state, step_key, with_ema
 from genjax.typing import Array, Batch, Examples, Key, Method, Metrics, Net, Params, State
 
@@ -96,7 +96,7 @@ def recommended(examples: Examples) -> Recommended:
     """Training that gives a good result on such examples; no momentum, as the game turns."""
     if not examples.are_images:
         return Recommended(20_000, 256, 3e-3, steps_per_dispatch=200, b1=0.0, b2=0.99)
-    steps = 10_000 if max(examples.event_shape[:2]) <= 16 else 20_000
+    steps = 4_000 if max(examples.event_shape[:2]) <= 16 else 10_000
     return Recommended(steps, 64, 1e-3, steps_per_dispatch=convolution_steps_per_dispatch(), b1=0.0, b2=0.99)
 
 
@@ -191,8 +191,12 @@ def build(
         def keep_generator() -> tuple[Params, Params]:
             return state.params["generator"], state.opt_state["generator"]
 
-        due = (state.step + 1) % critic_steps == 0
-        generator_after, generator_memory = jax.lax.cond(due, update_generator, keep_generator)
+        if critic_steps == 1:
+            generator_after, generator_memory = update_generator()
+        else:
+            cond = convolution_cond if examples.are_images else jax.lax.cond
+            due = (state.step + 1) % critic_steps == 0
+            generator_after, generator_memory = cond(due, update_generator, keep_generator)
         state = state._replace(
             step=state.step + 1,
             params={"generator": generator_after, "critic": critic_after},
