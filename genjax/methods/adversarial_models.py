@@ -95,7 +95,7 @@ def check_positive(**options: float) -> None:
 def recommended(examples: Examples) -> Recommended:
     """Training that gives a good result on such examples; no momentum, as the game turns."""
     if not examples.are_images:
-        return Recommended(20_000, 256, 3e-3, steps_per_dispatch=200, b1=0.0, b2=0.99)
+        return Recommended(20_000, 256, 2e-3, steps_per_dispatch=200, b1=0.0, b2=0.99)
     steps = 4_000 if max(examples.event_shape[:2]) <= 16 else 10_000
     return Recommended(steps, 64, 1e-3, steps_per_dispatch=convolution_steps_per_dispatch(), b1=0.0, b2=0.99)
 
@@ -111,6 +111,7 @@ def build(
     critic_params: Callable[[Params], Params] = lambda params: params,
     constrain: Callable[[Params], Params] = lambda params: params,
     critic_steps: int,
+    generator_rate: float = 1.0,
     ema_decay: float,
     held_out: Callable[[Array, Array], Metrics],
 ) -> Method:
@@ -126,6 +127,7 @@ def build(
         critic_params: the parameters that the critic computes with, of those that are trained.
         constrain: applied to the critic's parameters after each of its updates.
         critic_steps: critic updates for one of the generator.
+        generator_rate: factor on the generator's updates (Heusel et al. 2017, arXiv 1706.08500).
         ema_decay: of the moving average.
         held_out: metrics of the averaged networks, from `(real logits, fake logits)`, each `[B]`.
     """
@@ -186,7 +188,9 @@ def build(
 
         def update_generator() -> tuple[Params, Params]:
             judge = critic_with(critic_after, label)
-            return update("generator", jax.grad(generator_loss)(state.params["generator"], judge))
+            before = state.params["generator"]
+            after, memory = update("generator", jax.grad(generator_loss)(before, judge))
+            return jax.tree.map(lambda old, new: old + generator_rate * (new - old), before, after), memory
 
         def keep_generator() -> tuple[Params, Params]:
             return state.params["generator"], state.opt_state["generator"]

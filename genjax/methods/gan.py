@@ -41,6 +41,8 @@ class Config:
     """... in so many steps"""
     spectral: bool = False
     """divide the critic's kernels by their largest singular values"""
+    generator_rate: Annotated[float | None, _NUMBER_BY_DATA] = None
+    """learning rate of the generator over that of the critic"""
     critic_steps: int = 1
     """critic updates for one of the generator"""
     class_conditional: bool = False
@@ -69,14 +71,17 @@ def resolve(config: Config, examples: Examples) -> Config:
         raise UsageError(f"--decay is {config.decay}; expected above 0 and at most 1")
     if config.spectral and config.players.octaves:
         raise UsageError("--spectral bounds the critic's slope, which --octaves raises: use one of them")
-    weight, decay = (1.0, 0.1) if examples.are_images else (0.1, 0.1)
+    if config.generator_rate is not None:
+        adversarial_models.check_positive(generator_rate=config.generator_rate)
+    decay, generator_rate = (0.1, 1.0) if examples.are_images else (0.001, 0.25)
     octaves = 0 if config.spectral else config.players.octaves
     config = dataclasses.replace(
         config,
-        r1=weight if config.r1 is None else config.r1,
-        r2=weight if config.r2 is None else config.r2,
+        r1=1.0 if config.r1 is None else config.r1,
+        r2=1.0 if config.r2 is None else config.r2,
         decay=decay if config.decay is None else config.decay,
         decay_steps=recommended(examples).steps if config.decay_steps is None else config.decay_steps,
+        generator_rate=generator_rate if config.generator_rate is None else config.generator_rate,
         players=dataclasses.replace(config.players, octaves=octaves),
     )
     return adversarial_models.resolve(config, examples)
@@ -106,6 +111,7 @@ def build(config: Config, optimizer: optax.GradientTransformation, examples: Exa
         penalty=penalty if r1 or r2 else None,
         critic_params=_spectral_normalise if config.spectral else lambda params: params,
         critic_steps=config.critic_steps,
+        generator_rate=config.generator_rate or 1.0,
         ema_decay=config.ema_decay,
         held_out=held_out,
     )

@@ -117,6 +117,21 @@ def test_the_penalty_falls_geometrically():
     np.testing.assert_allclose(values / values[0], [1, 0.1, 0.01, 0.01], rtol=0.2)
 
 
+def test_the_generator_moves_by_its_rate():
+    """A first step of Adam moves each parameter by the learning rate, whatever its gradient."""
+    batch, moved = loop.example_batch(data.load("moons"), 16), {}
+    for rate in (1.0, 0.25):
+        method = gan.build(
+            gan.Config(generator_rate=rate, players=POINTS), adamw(1e-2, 8, schedule="constant"), Examples((2,))
+        )
+        before = method.init(jax.random.key(0), batch)
+        after, _ = jax.jit(method.step)(before, batch)
+        moved[rate] = jax.tree.map(lambda a, b: np.abs(a - b).max(), after.params, before.params)
+    for name, ratio in {"generator": 0.25, "critic": 1.0}.items():
+        largest = {rate: max(jax.tree.leaves(moved[rate][name])) for rate in moved}
+        assert largest[0.25] / largest[1.0] == pytest.approx(ratio, rel=1e-3)
+
+
 def test_latents_have_signs_and_numbers():
     """The fakes of a linear generator with nothing but signs to work from take two values."""
     dataset = data.load("mixture1d")
@@ -143,6 +158,7 @@ def test_latents_have_signs_and_numbers():
         (gan, {"players": Players(depth=3)}, Examples((8, 8, 1)), "--depth is for points"),
         (gan, {}, Examples((30, 30, 1)), "images of 30x30 cannot be halved 2 times; .* a multiple of 4"),
         (gan, {"r1": -1.0}, Examples((2,)), "--r1 is -1.0; expected at least 0"),
+        (gan, {"generator_rate": 0.0}, Examples((2,)), "--generator-rate is 0.0; expected more than 0"),
         (gan, {"decay": 0.0}, Examples((2,)), "--decay is 0.0; expected above 0 and at most 1"),
         (gan, {"spectral": True, "players": Players(octaves=3)}, Examples((2,)), "use one of them"),
     ],
