@@ -23,7 +23,7 @@ from genjax.typing import Array, Examples, Method, Metrics
 class Config:
     """Wasserstein GAN with clipping."""
 
-    clip: float = 0.1
+    clip: float = 0.01
     """c, the greatest size of a parameter of the critic"""
     critic_steps: int = 5
     """critic updates for one of the generator"""
