@@ -35,9 +35,9 @@ class Config:
     """weight of the critic's squared slope at data"""
     r2: Annotated[float | None, _NUMBER_BY_DATA] = None
     """weight of the critic's squared slope at fakes"""
-    decay: Annotated[float | None, _NUMBER_BY_DATA] = None
+    penalty_decay: Annotated[float | None, _NUMBER_BY_DATA] = None
     """factor by which both weights fall, geometrically ..."""
-    decay_steps: Annotated[int | None, adversarial_models.ByData] = None
+    penalty_decay_steps: Annotated[int | None, adversarial_models.ByData] = None
     """... in so many steps"""
     spectral: bool = False
     """divide the critic's kernels by their largest singular values"""
@@ -63,24 +63,26 @@ def resolve(config: Config, examples: Examples) -> Config:
     Raises:
         UsageError: options that do not fit the data or each other.
     """
-    for name in ("r1", "r2", "decay_steps"):
+    for name in ("r1", "r2", "penalty_decay_steps"):
         value = getattr(config, name)
         if value is not None and not value >= 0:
             raise UsageError(f"--{name.replace('_', '-')} is {value}; expected at least 0")
-    if config.decay is not None and not 0 < config.decay <= 1:
-        raise UsageError(f"--decay is {config.decay}; expected above 0 and at most 1")
+    if config.penalty_decay is not None and not 0 < config.penalty_decay <= 1:
+        raise UsageError(f"--penalty-decay is {config.penalty_decay}; expected above 0 and at most 1")
     if config.spectral and config.players.octaves:
         raise UsageError("--spectral bounds the critic's slope, which --octaves raises: use one of them")
     if config.generator_rate is not None:
         adversarial_models.check_positive(generator_rate=config.generator_rate)
-    decay, generator_rate = (0.1, 1.0) if examples.are_images else (0.001, 0.25)
+    decay, generator_rate = (0.1, 1.0) if examples.are_images else (0.001, 0.18)
     octaves = 0 if config.spectral else config.players.octaves
     config = dataclasses.replace(
         config,
         r1=1.0 if config.r1 is None else config.r1,
         r2=1.0 if config.r2 is None else config.r2,
-        decay=decay if config.decay is None else config.decay,
-        decay_steps=recommended(examples).steps if config.decay_steps is None else config.decay_steps,
+        penalty_decay=decay if config.penalty_decay is None else config.penalty_decay,
+        penalty_decay_steps=recommended(examples).steps
+        if config.penalty_decay_steps is None
+        else config.penalty_decay_steps,
         generator_rate=generator_rate if config.generator_rate is None else config.generator_rate,
         players=dataclasses.replace(config.players, octaves=octaves),
     )
@@ -90,7 +92,12 @@ def resolve(config: Config, examples: Examples) -> Config:
 def build(config: Config, optimizer: optax.GradientTransformation, examples: Examples) -> Method:
     """The method for such examples, with their labels if class-conditional."""
     config = resolve(config, examples)
-    r1, r2, decay, decay_steps = config.r1 or 0.0, config.r2 or 0.0, config.decay or 1.0, config.decay_steps or 1
+    r1, r2, decay, decay_steps = (
+        config.r1 or 0.0,
+        config.r2 or 0.0,
+        config.penalty_decay or 1.0,
+        config.penalty_decay_steps or 1,
+    )
     game = adversarial.GAMES[config.game]
 
     def penalty(critic: Critic, key: Key, real: Array, fake: Array, step: Array) -> Array:

@@ -104,7 +104,7 @@ def test_clipping_holds_after_a_step():
 
 
 def test_the_penalty_falls_geometrically():
-    config = gan.Config(decay=0.01, decay_steps=100, players=POINTS)
+    config = gan.Config(penalty_decay=0.01, penalty_decay_steps=100, players=POINTS)
     dataset = data.load("moons")
     method = gan.build(config, adamw(1e-3, 100), dataset.examples)
     batch = loop.example_batch(dataset, 64)
@@ -159,7 +159,7 @@ def test_latents_have_signs_and_numbers():
         (gan, {}, Examples((30, 30, 1)), "images of 30x30 cannot be halved 2 times; .* a multiple of 4"),
         (gan, {"r1": -1.0}, Examples((2,)), "--r1 is -1.0; expected at least 0"),
         (gan, {"generator_rate": 0.0}, Examples((2,)), "--generator-rate is 0.0; expected more than 0"),
-        (gan, {"decay": 0.0}, Examples((2,)), "--decay is 0.0; expected above 0 and at most 1"),
+        (gan, {"penalty_decay": 0.0}, Examples((2,)), "--penalty-decay is 0.0; expected above 0 and at most 1"),
         (gan, {"spectral": True, "players": Players(octaves=3)}, Examples((2,)), "use one of them"),
     ],
 )
