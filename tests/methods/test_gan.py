@@ -199,8 +199,10 @@ def test_both_scripts_with_resuming_and_labels(tmp_path, monkeypatch, capsys):
 def test_gan_learns_two_modes_and_their_weights():
     """The 1-Wasserstein distance to held-out data falls below a tenth of their deviation."""
     dataset = data.load("mixture1d")
-    players = Players(width=64, depth=2)
-    method = gan.build(gan.Config(players=players), adamw(2e-3, 2000, b1=0.0, b2=0.99), dataset.examples)
+    config = gan.Config(
+        r1=0.1, r2=0.1, penalty_decay_steps=2000, generator_rate=1.0, players=Players(width=64, depth=2)
+    )
+    method = gan.build(config, adamw(2e-3, 2000, b1=0.0, b2=0.99), dataset.examples)
     state = loop.fit(method, dataset, 0, steps=2000, batch_size=128, steps_per_dispatch=200, progress=False)
     samples = np.sort(np.asarray(dataset.scaling.to_data(method.sample(state.ema, jax.random.key(1), 10_000)))[:, 0])
     held_out = np.sort(dataset.test.data[:10_000, 0])
