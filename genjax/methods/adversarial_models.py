@@ -95,7 +95,7 @@ def check_positive(**options: float) -> None:
 def recommended(examples: Examples) -> Recommended:
     """Training that gives a good result on such examples; no momentum, as the game turns."""
     if not examples.are_images:
-        return Recommended(20_000, 256, 2e-3, steps_per_dispatch=200, b1=0.0, b2=0.99)
+        return Recommended(30_000, 256, 2e-3, steps_per_dispatch=200, b1=0.0, b2=0.99)
     steps = 4_000 if max(examples.event_shape[:2]) <= 16 else 10_000
     return Recommended(steps, 64, 1e-3, steps_per_dispatch=convolution_steps_per_dispatch(), b1=0.0, b2=0.99)
 
