@@ -96,6 +96,8 @@ def _resolve(options: Any, recommended: Any, data_name: str) -> Any:
         batch_size=options.batch_size or recommended.batch_size,
         learning_rate=options.learning_rate or recommended.learning_rate,
         warmup=min(steps // 20, 1000) if options.warmup is None else options.warmup,
+        b1=recommended.b1 if options.b1 is None else options.b1,
+        b2=recommended.b2 if options.b2 is None else options.b2,
         steps_per_dispatch=min(options.steps_per_dispatch or recommended.steps_per_dispatch, steps),
         dequantise=recommended.dequantise if options.dequantise is None else options.dequantise,
     )

@@ -58,6 +58,8 @@ def optimizer_of(options: TrainingOptions) -> Any:
     """The optimizer of resolved training options."""
     assert options.steps is not None
     assert options.learning_rate is not None
+    assert options.b1 is not None
+    assert options.b2 is not None
     return adamw(
         options.learning_rate,
         options.steps,
@@ -65,6 +67,8 @@ def optimizer_of(options: TrainingOptions) -> Any:
         warmup=options.warmup or 0,
         weight_decay=options.weight_decay,
         clip_norm=options.clip_norm,
+        b1=options.b1,
+        b2=options.b2,
     )
 
 

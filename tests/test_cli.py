@@ -219,6 +219,8 @@ def refused(capsys, code, *words):
         (["ddpm", "--steps", "-5"], 2, ["--steps", "-5"]),
         (["ddpm", "--batch-size", "0"], 2, ["--batch-size is 0"]),
         (["ddpm", "--learning-rate", "nan"], 2, ["--learning-rate is nan"]),
+        (["ddpm", "--b1", "1.0"], 2, ["--b1 is 1.0; expected at least 0 and below 1"]),
+        (["ddpm", "--b2", "nan"], 2, ["--b2 is nan"]),
         (["ddpm", "--betas", "quartic"], 2, ["quartic", "linear"]),
         (["ddpm", "--data", "mixture1d", "--network", "unet"], 2, ["unet", "mlp"]),
         (["flow-matching", "--data", "swiss_roll", "--class-conditional"], 2, ["--class-conditional", "labels"]),

@@ -65,13 +65,13 @@ def adversarial(*, critic_steps=3, latent=4, width=64):
 
         loss, grads = jax.value_and_grad(critic_loss)(state.params["critic"])
         critic, critic_opt = apply_gradients(
-            optimizers["critic"], grads, state.opt_state["critic"], state.params["critic"]
+            optimizers["critic"], grads, state.opt_state["critic"], state.params["critic"], step=state.step
         )
         critic = jax.tree.map(lambda w: jnp.clip(w, -0.2, 0.2), critic)
 
         def update_generator(generator, opt_state):
             grads = jax.grad(generator_loss)(generator, critic)
-            return apply_gradients(optimizers["generator"], grads, opt_state, generator)
+            return apply_gradients(optimizers["generator"], grads, opt_state, generator, step=state.step)
 
         generator, generator_opt = jax.lax.cond(
             (state.step + 1) % critic_steps == 0,

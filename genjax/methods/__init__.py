@@ -10,12 +10,26 @@
 
 from types import ModuleType
 
-from genjax.methods import ddpm, flow_matching, made, pixelcnn, realnvp, spline_flow, vae
+from genjax.methods import (
+    ddpm,
+    flow_matching,
+    gan,
+    made,
+    pixelcnn,
+    realnvp,
+    spline_flow,
+    vae,
+    wgan,
+    wgan_gp,
+)
 
 METHODS: dict[str, ModuleType] = {
     "flow-matching": flow_matching,
     "ddpm": ddpm,
     "vae": vae,
+    "gan": gan,
+    "wgan": wgan,
+    "wgan-gp": wgan_gp,
     "realnvp": realnvp,
     "spline-flow": spline_flow,
     "made": made,

@@ -14,6 +14,8 @@ class Recommended(NamedTuple):
     learning_rate: float
     steps_per_dispatch: int
     dequantise: bool = False
+    b1: float = 0.9
+    b2: float = 0.999
 
 
 def for_path_models(event_shape: tuple[int, ...]) -> Recommended:

@@ -92,17 +92,18 @@ def image_encoder(event_shape: tuple[int, ...], outputs: int, *, base: int = 32,
     Raises:
         ValueError: sides that cannot be halved so often.
     """
-    _check_halvings(event_shape, halvings)
+    check_halvings(event_shape, halvings)
     return from_linen(ImageEncoder(base, halvings, outputs))
 
 
 def image_decoder(event_shape: tuple[int, ...], *, base: int = 32, halvings: int = 2) -> Net:
     """Convolutions `z [B, L] -> [B, H, W, C]`; arguments and errors of `image_encoder`."""
-    _check_halvings(event_shape, halvings)
+    check_halvings(event_shape, halvings)
     return from_linen(ImageDecoder(tuple(event_shape), base, halvings))
 
 
-def _check_halvings(event_shape: tuple[int, ...], halvings: int) -> None:
+def check_halvings(event_shape: tuple[int, ...], halvings: int) -> None:
+    """Refuse (ValueError) images whose sides cannot be halved so often."""
     height, width, _ = event_shape
     if height % 2**halvings or width % 2**halvings:
         raise ValueError(

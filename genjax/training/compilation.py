@@ -7,8 +7,13 @@ gradient, is as fast inside its scan as outside.
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
+import jax.numpy as jnp
+
+from genjax.typing import Array
 
 _WITHOUT_YNN_CONVOLUTIONS = {"xla_cpu_experimental_ynn_fusion_type": ""}
 
@@ -27,6 +32,16 @@ def convolution_options() -> dict[str, str] | None:
 def convolution_steps_per_dispatch() -> int:
     """How many training steps of a convolutional network to compile into one call on this backend."""
     return 1 if jax.default_backend() == "cpu" else 10
+
+
+def convolution_cond(predicate: Array, true: Callable[[], Any], false: Callable[[], Any]) -> Any:
+    """`lax.cond` for branches with gradients of convolutions.
+
+    A branch on CPU is as slow as a loop's body: there both are computed and one is kept.
+    """
+    if jax.default_backend() != "cpu":
+        return jax.lax.cond(predicate, true, false)
+    return jax.tree.map(lambda one, other: jnp.where(predicate, one, other), true(), false())
 
 
 @functools.cache

@@ -9,6 +9,7 @@ from genjax.errors import UsageError
 
 _INTEGER = tyro.conf.arg(metavar="INT", help_behavior_hint="(default: by data)")
 _NUMBER = tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: by data)")
+_BY_METHOD = tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: by method)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +18,7 @@ class TrainingOptions:
 
     data: str = "digits"
     """a built-in data set (mixture1d, moons, eight_gaussians, checkerboard, two_spirals, swiss_roll, rings, pinwheel,
-    grid25, digits, mnist), an .npy or .npz file, or a folder of images"""
+    grid25, ring8, digits, mnist), an .npy or .npz file, or a folder of images"""
     data_dir: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
     """where the files of mnist are"""
     download: bool = False
@@ -34,6 +35,10 @@ class TrainingOptions:
     """of the learning rate, after the warm-up"""
     warmup: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: a 20th)")] = None
     """steps over which the learning rate rises from 0"""
+    b1: Annotated[float | None, _BY_METHOD] = None
+    """decay of AdamW's first moment"""
+    b2: Annotated[float | None, _BY_METHOD] = None
+    """decay of AdamW's second moment"""
     weight_decay: float = 0.0
     """decoupled weight decay"""
     clip_norm: float = 1.0
@@ -82,5 +87,9 @@ def check(options: TrainingOptions) -> None:
         value = getattr(options, name)
         if value is not None and not value >= 0:
             raise UsageError(f"--{name.replace('_', '-')} is {value}; expected at least 0")
+    for name in ("b1", "b2"):
+        value = getattr(options, name)
+        if value is not None and not 0 <= value < 1:
+            raise UsageError(f"--{name} is {value}; expected at least 0 and below 1")
     if options.seed >= 2**32:
         raise UsageError(f"--seed is {options.seed}; expected below 2^32")

@@ -39,10 +39,11 @@ def step_key(state: State) -> Key:
 
 
 def apply_gradients(
-    optimizer: optax.GradientTransformation, grads: Params, opt_state: Any, params: Params
+    optimizer: optax.GradientTransformation, grads: Params, opt_state: Any, params: Params, *, step: Array
 ) -> tuple[Params, Any]:
-    """`(params, opt_state)` after one update."""
-    updates, opt_state = optimizer.update(grads, opt_state, params)
+    """`(params, opt_state)` after one update, at training step `step`: what the schedule of `adamw` reads."""
+    update = optax.with_extra_args_support(optimizer).update
+    updates, opt_state = update(grads, opt_state, params, step=step)
     return optax.apply_updates(params, updates), opt_state
 
 
@@ -51,7 +52,7 @@ def from_loss(loss: Loss, optimizer: optax.GradientTransformation) -> Step:
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
         (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.params, step_key(state), batch)
-        params, opt_state = apply_gradients(optimizer, grads, state.opt_state, state.params)
+        params, opt_state = apply_gradients(optimizer, grads, state.opt_state, state.params, step=state.step)
         state = state._replace(step=state.step + 1, params=params, opt_state=opt_state)
         return state, {"loss": value, "grad_norm": optax.tree.norm(grads), **metrics}
 
@@ -92,9 +93,13 @@ def adamw(
     warmup: int = 0,
     weight_decay: float = 0.0,
     clip_norm: float = 1.0,
+    b1: float = 0.9,
     b2: float = 0.999,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """AdamW behind clipping of the gradient's global norm, with a learning-rate schedule over `steps` steps.
+
+    The schedule reads the training step, `update(..., step=)`, and not how often the optimizer was called: networks
+    that are updated at different intervals share one.
 
     Args:
         learning_rate: the peak.
@@ -103,6 +108,7 @@ def adamw(
         warmup: steps of linear rise from 0.
         weight_decay: decoupled.
         clip_norm: the greatest global norm of the gradient; 0 for none.
+        b1: decay of the first moment.
         b2: decay of the second moment.
 
     Raises:
@@ -118,5 +124,20 @@ def adamw(
     else:
         raise ValueError(f"schedule is {schedule!r}; expected cosine, linear or constant")
     rate = optax.join_schedules([optax.linear_schedule(0.0, learning_rate, max(warmup, 1)), after], [warmup])
-    adam = optax.adamw(rate if warmup else after, b2=b2, weight_decay=weight_decay)
-    return optax.chain(optax.clip_by_global_norm(clip_norm), adam) if clip_norm else adam
+    clip = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
+    return optax.chain(
+        *clip,
+        optax.scale_by_adam(b1=b1, b2=b2),
+        optax.add_decayed_weights(weight_decay),
+        _descend(rate if warmup else after),
+    )
+
+
+def _descend(rate: optax.Schedule) -> optax.GradientTransformationExtraArgs:
+    """`-rate(step)` times the update."""
+
+    def update(updates: Any, opt_state: Any, params: Any = None, *, step: Array, **_: Any) -> tuple[Any, Any]:
+        factor = -jnp.asarray(rate(step))
+        return jax.tree.map(lambda u: factor.astype(u.dtype) * u, updates), opt_state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)

@@ -74,17 +74,17 @@ def test_decay_must_be_one():
         with_ema(lambda state, batch: (state, {}), 1.0)
 
 
-def _rate_at(optimizer, count):
-    """The learning rate after `count` steps: an Adam update with constant gradients has size rate."""
+def _rate_at(optimizer, step, calls=1):
+    """The learning rate at training step `step`: an Adam update with constant gradients has size rate."""
     params = jnp.zeros(1)
     opt_state = optimizer.init(params)
-    for _ in range(count + 1):
-        updates, opt_state = optimizer.update(jnp.ones(1), opt_state, params)
+    for _ in range(calls):
+        updates, opt_state = optimizer.update(jnp.ones(1), opt_state, params, step=jnp.asarray(step))
     return -float(updates[0])
 
 
 @pytest.mark.parametrize(
-    ("schedule", "count", "expected"),
+    ("schedule", "step", "expected"),
     [
         ("cosine", 0, 0.0),
         ("cosine", 5, 0.5),
@@ -95,16 +95,36 @@ def _rate_at(optimizer, count):
         ("constant", 60, 1.0),
     ],
 )
-def test_learning_rate_schedule(schedule, count, expected):
+def test_learning_rate_schedule(schedule, step, expected):
     optimizer = adamw(1.0, 110, schedule=schedule, warmup=10)
-    np.testing.assert_allclose(_rate_at(optimizer, count), expected, atol=1e-4)
+    np.testing.assert_allclose(_rate_at(optimizer, step), expected, atol=1e-4)
+
+
+def test_the_schedule_follows_the_step_however_often_it_is_called():
+    optimizer = adamw(1.0, 110, warmup=10)
+    np.testing.assert_allclose([_rate_at(optimizer, 60, calls) for calls in (1, 5)], 0.5, atol=1e-4)
+
+
+def test_a_step_of_a_method_is_the_step_of_optax_adamw():
+    """Called once a step, the schedule by step is optax's schedule by count, bit for bit."""
+    rate = optax.join_schedules([optax.linear_schedule(0.0, 0.1, 3), optax.cosine_decay_schedule(0.1, 17)], [3])
+    foreign = optax.chain(optax.clip_by_global_norm(0.5), optax.adamw(rate, b1=0.8, b2=0.95, weight_decay=0.1))
+    own = adamw(0.1, 20, warmup=3, weight_decay=0.1, clip_norm=0.5, b1=0.8, b2=0.95)
+    params = []
+    for optimizer in (own, foreign):
+        state, step = _state(jnp.array([1.0, -2.0]), optimizer), from_loss(_quadratic, optimizer)
+        for _ in range(20):
+            state, _ = step(state, Batch(jnp.array([0.5, 3.0])))
+        params.append(state.params)
+    assert np.array_equal(*params)
+    assert not np.array_equal(params[0], jnp.array([1.0, -2.0]))
 
 
 def test_gradients_are_clipped_to_a_global_norm():
     optimizer = adamw(1.0, 10, schedule="constant", clip_norm=1.0)
     params = jnp.zeros(2)
     state = optimizer.init(params)
-    _, state = optimizer.update(jnp.array([30.0, 40.0]), state, params)
+    _, state = optimizer.update(jnp.array([30.0, 40.0]), state, params, step=jnp.asarray(0))
     moments = [leaf for leaf in jax.tree.leaves(state) if leaf.shape == (2,)]
     np.testing.assert_allclose(moments[0], 0.1 * np.array([0.6, 0.8]), rtol=1e-5)
 

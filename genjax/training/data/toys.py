@@ -16,19 +16,20 @@ evenly along a curve or fill classes in equal numbers have the same density.
 | `rings` | circles of radius 0.75, 1.5, 2.25, 3, equally likely, + N(0, 0.08^2) | ring | 2.623 |
 | `pinwheel` | 2 (r, N(0, 0.1^2)) turned by -(2 pi k/5 + exp(r)/4), r = 1 + N(0, 0.3^2), k = 0..4 | k | 2.31 |
 | `grid25` | (2 i, 2 j) + N(0, 0.05^2), i, j = -2..2 | mode | 0.065 |
+| `ring8` | (cos k pi/4, sin k pi/4) + N(0, 0.01^2), k = 0..7 | k | -4.293 |
 
 Along the spirals t = 3 pi sqrt(U(0, 1)), which spreads points evenly; a and b are U(0, 1/2).
 
 Sources. `eight_gaussians`, `checkerboard`, `two_spirals`, `swiss_roll`, `rings`, `pinwheel`: the toy data of
 FFJORD (Grathwohl et al. 2018, arXiv 1810.01367); the pinwheel goes back to Johnson et al. 2016 (arXiv
-1603.06277). `moons`: scikit-learn's `make_moons(noise=0.1)`. `grid25`: the 2D-grid of PacGAN (Lin et al.
-2017, arXiv 1712.04086).
+1603.06277). `moons`: scikit-learn's `make_moons(noise=0.1)`. `grid25`, `ring8`: the 2D-grid and the 2D-ring of
+PacGAN (Lin et al. 2017, arXiv 1712.04086).
 
 The same names elsewhere:
 
 - eight Gaussians: torchcfm (Tong et al. 2023, arXiv 2302.00482) has radius 5 and deviation sqrt(0.1), and
   divides by nothing; the code of WGAN-GP (Gulrajani et al. 2017, arXiv 1704.00028) radius 2 and deviation
-  0.02, over 1.414; PacGAN's 2D-ring radius 1 and deviation 0.01.
+  0.02, over 1.414; PacGAN's are `ring8`.
 - moons: FFJORD's are these times 2, shifted by (-1, -0.2); torchcfm's have noise 0.2, times 3, less 1.
 - swiss roll: WGAN-GP's code has noise 0.25 and divides by 7.5.
 - 25 Gaussians: WGAN-GP's code divides this grid by 2.828.
@@ -80,6 +81,7 @@ MIXTURES = {
     "mixture1d": IsotropicMixture(np.array([0.3, 0.7]), np.array([[-2.0], [2.0]]), np.array([0.5, 0.7])),
     "eight_gaussians": _equal(_ring(8, radius=4 / 1.414), deviation=0.5 / 1.414),
     "grid25": _equal(_GRID, deviation=0.05),
+    "ring8": _equal(_ring(8, radius=1.0), deviation=0.01),
 }
 """The toys that are mixtures of Gaussians, and so have every quantity in closed form (`exact_mixture`)."""
 
@@ -173,6 +175,11 @@ def grid25(rng: np.random.Generator, num: int) -> Points:
     return _draw(MIXTURES["grid25"], rng, num)
 
 
+def ring8(rng: np.random.Generator, num: int) -> Points:
+    """Eight very narrow Gaussians on the unit circle; label k has its centre at angle k pi / 4."""
+    return _draw(MIXTURES["ring8"], rng, num)
+
+
 GENERATORS: dict[str, Generator] = {
     "mixture1d": mixture1d,
     "moons": moons,
@@ -183,6 +190,7 @@ GENERATORS: dict[str, Generator] = {
     "rings": rings,
     "pinwheel": pinwheel,
     "grid25": grid25,
+    "ring8": ring8,
 }
 
 

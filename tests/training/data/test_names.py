@@ -18,7 +18,7 @@ def refusal(name, kind=UserError, **options):
 
 
 def test_the_built_in_names():
-    toys = "mixture1d moons eight_gaussians checkerboard two_spirals swiss_roll rings pinwheel grid25"
+    toys = "mixture1d moons eight_gaussians checkerboard two_spirals swiss_roll rings pinwheel grid25 ring8"
     assert list(NAMES) == [*toys.split(), "digits", "mnist"]
 
 

@@ -45,7 +45,9 @@ PLANAR = {
     "swiss_roll": ([ROLL[:, None] * circle(ROLL) / 5], 0.2, [0], 2.670),
     "rings": ([radius * circle(TURN) for radius in (0.75, 1.5, 2.25, 3)], 0.08, [0] * 4, 2.623),
     "grid25": (list(GRID[:, None]), 0.05, [0] * 25, 0.065),
+    "ring8": (list(circle(np.arange(8) * np.pi / 4)[:, None]), 0.01, [0] * 8, -4.293),
 }
+EDGES = {"grid25": np.linspace(-7, 7, 14 * 50 + 1), "ring8": np.linspace(-1.1, 1.1, 221)}
 
 
 def noise_distribution(z, deviation, width):
@@ -86,7 +88,7 @@ def test_points_of_each_label_have_the_stated_distribution(name):
     centres, deviation, widths, _ = PLANAR[name]
     points, label = draw(name, 2**18)
     label = np.zeros(len(points), int) if label is None else label
-    edges = np.linspace(-7, 7, 14 * 50 + 1) if name == "grid25" else np.linspace(-7, 7, 141)
+    edges = EDGES.get(name, np.linspace(-7, 7, 141))
     for k, (centre, width) in enumerate(zip(centres, widths, strict=True)):
         own = points[label == k].astype(float)
         counts = np.histogram2d(*own.T, bins=edges)[0]
@@ -120,6 +122,7 @@ def test_the_documented_entropies(name):
         ("rings", 4),
         ("pinwheel", 5),
         ("grid25", 25),
+        ("ring8", 8),
     ],
 )
 def test_labels_are_equally_likely(name, num_labels):
@@ -185,7 +188,9 @@ def test_mixture1d_density_and_entropy():
     assert -np.sum(np.exp(log_density) * log_density) * step == pytest.approx(1.571, abs=1e-3)
 
 
-@pytest.mark.parametrize(("name", "centres"), [("eight_gaussians", EIGHT), ("grid25", GRID)])
+@pytest.mark.parametrize(
+    ("name", "centres"), [("eight_gaussians", EIGHT), ("grid25", GRID), ("ring8", circle(np.arange(8) * np.pi / 4))]
+)
 def test_log_densities_of_the_planar_mixtures(name, centres):
     deviation, entropy = PLANAR[name][1], PLANAR[name][3]
     points = draw(name)[0]
@@ -230,7 +235,7 @@ def test_data_sets_are_large_fixed_and_standardised(name):
     assert first.num_classes == (0 if name == "swiss_roll" else len(np.unique(first.test.label)))
     np.testing.assert_allclose(np.std(first.train.data, axis=0, dtype=float), first.scaling.scale, rtol=1e-6)
     assert first.scaling.levels == 0
-    assert (first.log_density is not None) == (name in ("mixture1d", "eight_gaussians", "grid25"))
+    assert (first.log_density is not None) == (name in ("mixture1d", "eight_gaussians", "grid25", "ring8"))
 
 
 @pytest.mark.parametrize("name", toys.GENERATORS)

@@ -1,0 +1,145 @@
+"""Whether default training finds every mode of a mixture of narrow Gaussians: PacGAN's ring and grid.
+
+    python -m benchmarks.modes [--seeds 5] [--data ring8 grid25] [--methods gan]
+
+Each run trains with the method's own defaults and draws 10,000 samples; what is counted is defined in
+`genjax.metrics.modes`. Exact samples of the mixtures are counted beside them. Writes the table of `benchmarks/README.md`.
+Finished runs are kept in `benchmarks/results/modes.json`, so an interrupted benchmark continues.
+"""
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from benchmarks import report
+from genjax.drawing import draw, jitted_sample
+from genjax.methods import METHODS
+from genjax.metrics.modes import mode_coverage
+from genjax.training import data, loop
+from genjax.training.data import toys
+from genjax.training.steps import adamw
+
+RESULTS = Path(__file__).with_name("results") / "modes.json"
+NUM = 10_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Mode coverage."""
+
+    seeds: int = 5
+    """runs of each, seeds 0, 1, ..."""
+    data: tuple[str, ...] = ("ring8", "grid25")
+    """data sets, of those that are mixtures"""
+    methods: tuple[str, ...] = ("gan",)
+    """methods"""
+
+
+def train_and_measure(method_name: str, data_name: str, seed: int) -> dict[str, float]:
+    """Mode coverage of a run's samples, and its training time."""
+    module, dataset = METHODS[method_name], data.load(data_name)
+    recommended = module.recommended(dataset.examples)
+    optimizer = adamw(
+        recommended.learning_rate,
+        recommended.steps,
+        warmup=min(recommended.steps // 20, 1000),
+        b1=recommended.b1,
+        b2=recommended.b2,
+    )
+    method = module.build(module.Config(), optimizer, dataset.examples)
+    start = time.perf_counter()
+    state = loop.fit(
+        method,
+        dataset,
+        seed,
+        steps=recommended.steps,
+        batch_size=recommended.batch_size,
+        steps_per_dispatch=recommended.steps_per_dispatch,
+    )
+    jax.block_until_ready(state)
+    seconds = time.perf_counter() - start
+    samples = draw(jitted_sample(method), state.ema, jax.random.key(seed), NUM, batch_size=2500)
+    return {**measure(data_name, np.asarray(dataset.scaling.to_data(samples))), "train_seconds": seconds}
+
+
+def measure(data_name: str, samples: np.ndarray) -> dict[str, float]:
+    """Mode coverage of samples in data units."""
+    mixture = toys.MIXTURES[data_name]
+    means = jnp.asarray(mixture.means, jnp.float32)
+    modes = mode_coverage(jnp.asarray(samples), means, deviation=float(mixture.deviations[0]))
+    return {
+        "found": int(modes.found),
+        "high_quality": float(modes.high_quality),
+        "divergence": float(modes.divergence),
+        "least_deviation": float(np.min(modes.deviations)),
+        "greatest_deviation": float(np.max(modes.deviations)),
+    }
+
+
+def exact(data_name: str, seed: int) -> dict[str, float]:
+    """Mode coverage of exact samples."""
+    points, _ = toys.GENERATORS[data_name](np.random.default_rng([2026, seed]), NUM)
+    return measure(data_name, points)
+
+
+def _cached(results: dict[str, Any], name: str, compute: Any) -> Any:
+    if name not in results:
+        results[name] = compute()
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
+    print(name, results[name], flush=True)
+    return results[name]
+
+
+def _row(data_name: str, method_name: str, seed: str, run: dict[str, float]) -> list[str]:
+    minutes = f"{run['train_seconds'] / 60:.1f}" if "train_seconds" in run else ""
+    return [
+        data_name,
+        method_name,
+        seed,
+        f"{run['found']} of {len(toys.MIXTURES[data_name].means)}",
+        f"{100 * run['high_quality']:.1f} %",
+        f"{run['divergence']:.4f}",
+        f"{run['least_deviation']:.2f} to {run['greatest_deviation']:.2f}",
+        minutes,
+    ]
+
+
+def main() -> None:
+    """Measure what is not there yet and write the table."""
+    options = tyro.cli(Options)
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    rows = []
+    for data_name in options.data:
+        run = _cached(results, f"exact/{data_name}/0", lambda d=data_name: exact(d, 0))
+        rows.append(_row(data_name, "exact samples", "", run))
+        for method_name in options.methods:
+            for seed in range(options.seeds):
+                run = _cached(
+                    results,
+                    f"{method_name}/{data_name}/{seed}",
+                    lambda m=method_name, d=data_name, s=seed: train_and_measure(m, d, s),
+                )
+                rows.append(_row(data_name, method_name, str(seed), run))
+    header = [
+        "data",
+        "method",
+        "seed",
+        "modes",
+        "high quality",
+        "KL to uniform, nats",
+        "deviation of a mode / exact",
+        "minutes",
+    ]
+    report.write_table("modes", header, rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Metrics: how good samples are, pure functions of arrays."""
