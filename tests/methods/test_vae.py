@@ -128,5 +128,7 @@ def test_it_learns_two_modes():
     samples = np.asarray(dataset.scaling.to_data(method.sample(state.ema, jax.random.key(1), 4000)))[:, 0]
     assert np.mean(samples < 0) == pytest.approx(0.3, abs=0.08)
     held_out = dataset.scaling.to_model(dataset.test.data[:4000])
-    log_prob = np.mean(jax.jit(method.log_prob)(state.ema, jax.random.key(2), held_out)) - np.log(dataset.scaling.scale[0])
+    log_prob = np.mean(jax.jit(method.log_prob)(state.ema, jax.random.key(2), held_out)) - np.log(
+        dataset.scaling.scale[0]
+    )
     assert -1.571 - 0.1 < log_prob < -1.571 + 0.05
