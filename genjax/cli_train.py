@@ -99,7 +99,6 @@ def _resolve(options: Any, recommended: Any, data_name: str) -> Any:
         b1=recommended.b1 if options.b1 is None else options.b1,
         b2=recommended.b2 if options.b2 is None else options.b2,
         steps_per_dispatch=min(options.steps_per_dispatch or recommended.steps_per_dispatch, steps),
-        dequantise=recommended.dequantise if options.dequantise is None else options.dequantise,
     )
 
 
@@ -173,7 +172,6 @@ class _Training:
                     steps=self.options.steps,
                     batch_size=self.options.batch_size,
                     steps_per_dispatch=self.options.steps_per_dispatch,
-                    dequantise=self.options.dequantise,
                     state=state,
                     on_dispatch=self._after_dispatch,
                 )

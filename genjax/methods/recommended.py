@@ -13,7 +13,6 @@ class Recommended(NamedTuple):
     batch_size: int
     learning_rate: float
     steps_per_dispatch: int
-    dequantise: bool = False
     b1: float = 0.9
     b2: float = 0.999
 

@@ -15,7 +15,6 @@ import numpy as np
 
 from genjax.errors import UserError
 from genjax.training.data import Dataset, Scaling, batch_indices
-from genjax.training.steps import step_key
 from genjax.typing import Array, Batch, Key, Method, Metrics, State
 
 DEVICE_BYTES = 2 * 1024**3
@@ -23,9 +22,6 @@ DEVICE_BYTES = 2 * 1024**3
 
 HELD_OUT = "held_out_"
 """What the name of a metric has before it when it was measured on held-out data."""
-
-_DEQUANTISATION = 2**31 - 1
-"""Folded into a step's key for the dequantisation noise, so that it shares no draw with the method's."""
 
 OnDispatch = Callable[[State, int, dict[str, float]], bool]
 
@@ -40,7 +36,7 @@ def example_batch(dataset: Dataset, size: int = 2) -> Batch:
     return few._replace(data=dataset.scaling.to_model(few.data))
 
 
-def make_dispatch(method: Method, scaling: Scaling, *, dequantise: bool) -> Callable[..., tuple[State, Metrics]]:
+def make_dispatch(method: Method, scaling: Scaling) -> Callable[..., tuple[State, Metrics]]:
     """`dispatch(state, source, chunk) -> (state, mean metrics)`: the K steps of `chunk`, jitted, state donated.
 
     `source` is the whole data set as a `Batch` and `chunk` indices `[K, B]`, or `source` is None and `chunk` a
@@ -49,8 +45,7 @@ def make_dispatch(method: Method, scaling: Scaling, *, dequantise: bool) -> Call
 
     def one(state: State, source: Batch | None, piece: Any) -> tuple[State, Metrics]:
         batch = piece if source is None else jax.tree.map(lambda values: values[piece], source)
-        noise_key = jax.random.fold_in(step_key(state), _DEQUANTISATION) if dequantise else None
-        return method.step(state, batch._replace(data=scaling.to_model(batch.data, noise_key)))
+        return method.step(state, batch._replace(data=scaling.to_model(batch.data)))
 
     def dispatch(state: State, source: Batch | None, chunk: Any) -> tuple[State, Metrics]:
         if len(jax.tree.leaves(chunk)[0]) == 1:  # no loop around a single step: see `compilation`
@@ -69,7 +64,6 @@ def fit(
     steps: int,
     batch_size: int,
     steps_per_dispatch: int = 50,
-    dequantise: bool = False,
     state: State | None = None,
     on_dispatch: OnDispatch | None = None,
     progress: bool = True,
@@ -83,7 +77,6 @@ def fit(
         steps: the step at which training ends.
         batch_size: examples a step.
         steps_per_dispatch: K; the callback, the bar and the metrics come once a dispatch.
-        dequantise: add uniform noise to integer data (see `Scaling.to_model`).
         state: continue from this state; it is donated, do not use it afterwards.
         on_dispatch: called as `on_dispatch(state, step, metrics)` after every dispatch, with the mean metrics of its
             steps as floats; it may read the state but not keep it. Return True to stop.
@@ -100,7 +93,7 @@ def fit(
         state = method.init(jax.random.key(seed), example_batch(dataset))
     source = _on_device(dataset.train)
     num_examples = len(dataset.train.data)
-    dispatch = make_dispatch(method, dataset.scaling, dequantise=dequantise)
+    dispatch = make_dispatch(method, dataset.scaling)
     step = int(state.step)
     with _progress_bar(steps, step, progress) as bar:
         while step < steps:

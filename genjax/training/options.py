@@ -45,10 +45,6 @@ class TrainingOptions:
     """greatest global norm of the gradient; 0 for none"""
     seed: int = 0
     """of initialisation, batches and noise"""
-    dequantise: Annotated[
-        bool | None, tyro.conf.arg(metavar="{True,False}", help_behavior_hint="(default: by method)")
-    ] = None
-    """add uniform noise of one level to integer data"""
     steps_per_dispatch: Annotated[int | None, _INTEGER] = None
     """steps compiled into one call; bars, metrics and interrupts come between calls"""
     evaluations: int = 10

@@ -43,7 +43,7 @@ def equal(left, right):
 @every_case
 def test_trains_repeats_itself_and_is_evaluated(name):
     method, dataset = built(name)
-    dispatch = loop.make_dispatch(method, dataset.scaling, dequantise=False)
+    dispatch = loop.make_dispatch(method, dataset.scaling)
     batches = [jax.tree.map(lambda v, k=k: v[None, 16 * k : 16 * k + 16], dataset.train) for k in range(4)]
 
     def train(state, batches):

@@ -115,7 +115,7 @@ def test_without_a_label_it_is_the_mixture_of_its_classes():
 
 
 def test_noise_within_a_level_changes_nothing():
-    """As `--dequantise` adds it: the density is that of the integers."""
+    """The density is that of the integers."""
     dataset = images((2, 2, 1), 4)
     method, state = trained(dataset, 0)
     exact = dataset.scaling.to_model(dataset.test.data[:5])

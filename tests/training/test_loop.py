@@ -70,18 +70,6 @@ def test_steps_see_the_batches_of_the_index_stream_in_model_units():
     np.testing.assert_array_equal(np.stack(seen), expected)
 
 
-def test_dequantisation_is_fresh_in_each_step_and_stays_within_a_level():
-    dataset, seen = _dataset(num=10, images=True), []
-    loop.fit(_method(seen), dataset, 0, steps=18, **{**OPTIONS, "batch_size": 9}, dequantise=True)
-    jax.effects_barrier()
-    indices = batch_indices(0, 0, 18, 9, 9)
-    plain = dataset.scaling.to_model(dataset.train.data[indices])
-    noise = (np.stack(seen) - np.asarray(plain)) * 128
-    assert np.abs(noise).max() <= 0.5 + 1e-4
-    np.testing.assert_allclose(noise.std(), 1 / np.sqrt(12), rtol=0.05)
-    assert not np.allclose(noise[0], noise[1])
-
-
 def test_the_callback_sees_every_dispatch_and_can_stop():
     steps = []
 
