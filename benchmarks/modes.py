@@ -2,7 +2,7 @@
 
     python -m benchmarks.modes [--seeds 5] [--data ring8 grid25] [--methods gan]
 
-Each run trains with the method's own defaults and draws 10,000 samples; what is counted is defined in
+Each run trains with the method's own defaults and draws 100,000 samples; what is counted is defined in
 `genjax.metrics.modes`. Exact samples of the mixtures are counted beside them. Writes the table of `benchmarks/README.md`.
 Finished runs are kept in `benchmarks/results/modes.json`, so an interrupted benchmark continues.
 """
@@ -10,6 +10,7 @@ Finished runs are kept in `benchmarks/results/modes.json`, so an interrupted ben
 import dataclasses
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from genjax.training.data import toys
 from genjax.training.steps import adamw
 
 RESULTS = Path(__file__).with_name("results") / "modes.json"
-NUM = 10_000
+NUM = 100_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,13 +90,19 @@ def exact(data_name: str, seed: int) -> dict[str, float]:
     return measure(data_name, points)
 
 
-def _cached(results: dict[str, Any], name: str, compute: Any) -> Any:
-    if name not in results:
-        results[name] = compute()
+def _read() -> dict[str, Any]:
+    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+
+
+def _cached(name: str, compute: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """The result of that name; read again before it is written, so that two benchmarks may run beside each other."""
+    found = _read().get(name)
+    if found is None:
+        found = compute()
         RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
-    print(name, results[name], flush=True)
-    return results[name]
+        RESULTS.write_text(json.dumps(_read() | {name: found}, indent=1, sort_keys=True) + "\n")
+    print(name, found, flush=True)
+    return found
 
 
 def _row(data_name: str, method_name: str, seed: str, run: dict[str, float]) -> list[str]:
@@ -115,15 +122,13 @@ def _row(data_name: str, method_name: str, seed: str, run: dict[str, float]) -> 
 def main() -> None:
     """Measure what is not there yet and write the table."""
     options = tyro.cli(Options)
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     rows = []
     for data_name in options.data:
-        run = _cached(results, f"exact/{data_name}/0", lambda d=data_name: exact(d, 0))
+        run = _cached(f"exact/{data_name}/0", lambda d=data_name: exact(d, 0))
         rows.append(_row(data_name, "exact samples", "", run))
         for method_name in options.methods:
             for seed in range(options.seeds):
                 run = _cached(
-                    results,
                     f"{method_name}/{data_name}/{seed}",
                     lambda m=method_name, d=data_name, s=seed: train_and_measure(m, d, s),
                 )

@@ -86,6 +86,9 @@ def restore(description: dict[str, Any], where: str) -> Run:
         num_classes, data_name = data["num_classes"], data["name"]
     except (KeyError, TypeError) as error:
         raise UserError(f"{where} does not fit this version of genjax: {error} unknown or missing") from None
+    odd = set(training_json) ^ set(identity(TrainingOptions()))
+    if odd:
+        raise UserError(f"{where} does not fit this version of genjax: training: {min(odd)} unknown or missing")
     if method_name not in METHODS:
         raise unknown("method", method_name, METHODS)
     module = METHODS[method_name]

@@ -325,6 +325,11 @@ def test_directories_that_hold_no_run(tmp_path, run_copy, capsys):
     (run_copy / "config.json").write_text(json.dumps({**config, "config": {"path": "linear"}}))
     assert sample(run_copy) == 1
     refused(capsys, 1, "config.json")
+    without_b2 = {name: value for name, value in config["training"].items() if name != "b2"}
+    for odd in (without_b2, {**config["training"], "b2x": 0.5}):
+        (run_copy / "config.json").write_text(json.dumps({**config, "training": odd}))
+        assert sample(str(run_copy)) == 1
+        refused(capsys, 1, "config.json", "b2")
     (run_copy / "config.json").write_text(json.dumps(config))
     shutil.rmtree(run_copy / "checkpoints")
     assert sample(run_copy) == 1

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import jax
 import jax.numpy as jnp
 import optax
+import tyro
 
 from genjax.arrays import as_example_keys, fold_each, normal
 from genjax.errors import UsageError
@@ -24,6 +25,8 @@ from genjax.methods.recommended import Recommended
 from genjax.training.compilation import convolution_cond, convolution_options, convolution_steps_per_dispatch
 from genjax.training.steps import apply_gradients, new_state, step_key, with_ema
 from genjax.typing import Array, Batch, Examples, Key, Method, Metrics, Net, Params, State
+
+NumberByData = tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: by data)")
 
 _HALVINGS = 2
 """How often a critic halves the sides of an image."""
@@ -48,8 +51,22 @@ class Players:
     """waves that the critic is shown beside each coordinate (points)"""
 
 
-def resolve(config: Any, examples: Examples) -> Any:
+POINTS = Players(latent=20, signs=16, width=128, depth=3, octaves=7)
+"""For a critic that sees fine structure, and fakes of modes far apart."""
+
+SMOOTH_POINTS = Players(latent=4, signs=0, width=128, depth=3, octaves=0)
+"""For a critic whose slope is held, which waves would raise."""
+
+_IMAGES = Players(latent=64, signs=0, width=32, depth=0, octaves=0)
+
+
+def resolve(config: Any, examples: Examples, *, points: Players = POINTS) -> Any:
     """`config` (of a method with `players`, `critic_steps`, `class_conditional`) with the defaults of its players.
+
+    Args:
+        config: as the user gave it.
+        examples: what the data are.
+        points: the defaults where these are points.
 
     Raises:
         UsageError: options that do not fit the data or each other.
@@ -58,19 +75,15 @@ def resolve(config: Any, examples: Examples) -> Any:
         raise UsageError("--class-conditional needs labels, which these data do not have")
     if config.critic_steps < 1:
         raise UsageError(f"--critic-steps is {config.critic_steps}; expected at least 1")
-    return dataclasses.replace(config, players=_resolve_players(config.players, examples))
+    return dataclasses.replace(config, players=_resolve_players(config.players, examples, points))
 
 
-def _resolve_players(players: Players, examples: Examples) -> Players:
+def _resolve_players(players: Players, examples: Examples, points: Players) -> Players:
     given = {name: value for name, value in dataclasses.asdict(players).items() if value is not None}
     for name, least in {"latent": 1, "signs": 0, "width": 1, "depth": 0, "octaves": 0}.items():
         if name in given and given[name] < least:
             raise UsageError(f"--{name} is {given[name]}; expected at least {least}")
-    if not examples.are_images:
-        latent = given.get("latent", 20)
-        defaults = {"latent": latent, "signs": min(16, latent - 1), "width": 128, "depth": 3, "octaves": 7}
-    else:
-        defaults = {"latent": 64, "signs": 0, "width": 32, "depth": 0, "octaves": 0}
+    if examples.are_images:
         for name in ("depth", "octaves"):
             if given.get(name):
                 raise UsageError(f"--{name} is for points; images have layers by their size")
@@ -79,6 +92,8 @@ def _resolve_players(players: Players, examples: Examples) -> Players:
             raise UsageError(
                 f"images of {size} cannot be halved {_HALVINGS} times; pad or crop them to a multiple of 4"
             )
+    defaults = dataclasses.asdict(_IMAGES if examples.are_images else points)
+    defaults["signs"] = min(defaults["signs"], given.get("latent", defaults["latent"]) - 1)
     players = Players(**(defaults | given))
     if (players.signs or 0) >= (players.latent or 0):
         raise UsageError(f"--signs is {players.signs}; expected below --latent, which is {players.latent}")

@@ -12,7 +12,6 @@ from typing import Annotated, Literal
 
 import jax.numpy as jnp
 import optax
-import tyro
 
 from genjax.errors import UsageError
 from genjax.losses import adversarial
@@ -22,8 +21,6 @@ from genjax.methods.adversarial_models import Players
 from genjax.methods.recommended import Recommended
 from genjax.typing import Array, Examples, Key, Method, Metrics, Params
 
-_NUMBER_BY_DATA = tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: by data)")
-
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -31,17 +28,17 @@ class Config:
 
     game: Literal["minimax", "non-saturating", "least-squares", "hinge", "relativistic"] = "relativistic"
     """the losses of the two players"""
-    r1: Annotated[float | None, _NUMBER_BY_DATA] = None
+    r1: Annotated[float | None, adversarial_models.NumberByData] = None
     """weight of the critic's squared slope at data"""
-    r2: Annotated[float | None, _NUMBER_BY_DATA] = None
+    r2: Annotated[float | None, adversarial_models.NumberByData] = None
     """weight of the critic's squared slope at fakes"""
-    penalty_decay: Annotated[float | None, _NUMBER_BY_DATA] = None
+    penalty_decay: Annotated[float | None, adversarial_models.NumberByData] = None
     """factor by which both weights fall, geometrically ..."""
     penalty_decay_steps: Annotated[int | None, adversarial_models.ByData] = None
     """... in so many steps"""
     spectral: bool = False
     """divide the critic's kernels by their largest singular values"""
-    generator_rate: Annotated[float | None, _NUMBER_BY_DATA] = None
+    generator_rate: Annotated[float | None, adversarial_models.NumberByData] = None
     """learning rate of the generator over that of the critic"""
     critic_steps: int = 1
     """critic updates for one of the generator"""
@@ -73,7 +70,7 @@ def resolve(config: Config, examples: Examples) -> Config:
         raise UsageError("--spectral bounds the critic's slope, which --octaves raises: use one of them")
     if config.generator_rate is not None:
         adversarial_models.check_positive(generator_rate=config.generator_rate)
-    decay, generator_rate = (0.1, 1.0) if examples.are_images else (0.001, 0.16)
+    decay, generator_rate = (0.1, 1.0) if examples.are_images else (0.001, 0.15)
     octaves = 0 if config.spectral else config.players.octaves
     config = dataclasses.replace(
         config,

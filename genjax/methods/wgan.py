@@ -8,6 +8,7 @@ algorithm 1.
 """
 
 import dataclasses
+from typing import Annotated
 
 import jax.numpy as jnp
 import optax
@@ -23,7 +24,7 @@ from genjax.typing import Array, Examples, Method, Metrics
 class Config:
     """Wasserstein GAN with clipping."""
 
-    clip: float = 0.01
+    clip: Annotated[float | None, adversarial_models.NumberByData] = None
     """c, the greatest size of a parameter of the critic"""
     critic_steps: int = 5
     """critic updates for one of the generator"""
@@ -36,7 +37,9 @@ class Config:
 
 def recommended(examples: Examples) -> Recommended:
     """Training that gives a good result on such examples."""
-    return adversarial_models.recommended(examples)
+    if examples.are_images:
+        return adversarial_models.recommended(examples)
+    return Recommended(30_000, 256, 1e-3, steps_per_dispatch=200, b1=0.0, b2=0.99)
 
 
 def resolve(config: Config, examples: Examples) -> Config:
@@ -45,20 +48,25 @@ def resolve(config: Config, examples: Examples) -> Config:
     Raises:
         UsageError: options that do not fit the data or each other.
     """
-    adversarial_models.check_positive(clip=config.clip)
-    return adversarial_models.resolve(config, examples)
+    clip = config.clip
+    if clip is None:
+        clip = 0.01 if examples.are_images else 0.1
+    adversarial_models.check_positive(clip=clip)
+    config = dataclasses.replace(config, clip=clip)
+    return adversarial_models.resolve(config, examples, points=adversarial_models.SMOOTH_POINTS)
 
 
 def build(config: Config, optimizer: optax.GradientTransformation, examples: Examples) -> Method:
     """The method for such examples, with their labels if class-conditional."""
     config = resolve(config, examples)
+    clip = config.clip or 0.0
     return adversarial_models.build(
         config.players,
         optimizer,
         examples,
         num_classes=examples.num_classes if config.class_conditional else 0,
         game=adversarial.wasserstein,
-        constrain=lambda params: adversarial.clip_weights(params, config.clip),
+        constrain=lambda params: adversarial.clip_weights(params, clip),
         critic_steps=config.critic_steps,
         ema_decay=config.ema_decay,
         held_out=critic_gap,

@@ -8,6 +8,7 @@ up to the penalty's bias. Gulrajani et al. 2017 (arXiv 1704.00028), algorithm 1.
 """
 
 import dataclasses
+from typing import Annotated
 
 import jax.numpy as jnp
 import optax
@@ -24,7 +25,7 @@ from genjax.typing import Array, Examples, Key, Method, Metrics
 class Config:
     """Wasserstein GAN with a gradient penalty."""
 
-    gradient_penalty: float = 10.0
+    gradient_penalty: Annotated[float | None, adversarial_models.NumberByData] = None
     """lambda, the weight of the penalty"""
     critic_steps: int = 5
     """critic updates for one of the generator"""
@@ -37,7 +38,9 @@ class Config:
 
 def recommended(examples: Examples) -> Recommended:
     """Training that gives a good result on such examples."""
-    return adversarial_models.recommended(examples)
+    if examples.are_images:
+        return adversarial_models.recommended(examples)
+    return Recommended(30_000, 256, 1e-3, steps_per_dispatch=200, b1=0.5, b2=0.9)
 
 
 def resolve(config: Config, examples: Examples) -> Config:
@@ -46,16 +49,21 @@ def resolve(config: Config, examples: Examples) -> Config:
     Raises:
         UsageError: options that do not fit the data or each other.
     """
-    adversarial_models.check_positive(gradient_penalty=config.gradient_penalty)
-    return adversarial_models.resolve(config, examples)
+    weight = config.gradient_penalty
+    if weight is None:
+        weight = 10.0 if examples.are_images else 0.1
+    adversarial_models.check_positive(gradient_penalty=weight)
+    config = dataclasses.replace(config, gradient_penalty=weight)
+    return adversarial_models.resolve(config, examples, points=adversarial_models.SMOOTH_POINTS)
 
 
 def build(config: Config, optimizer: optax.GradientTransformation, examples: Examples) -> Method:
     """The method for such examples, with their labels if class-conditional."""
     config = resolve(config, examples)
+    weight = config.gradient_penalty or 0.0
 
     def penalty(critic: Critic, key: Key, real: Array, fake: Array, step: Array) -> Array:
-        return config.gradient_penalty * adversarial.gradient_penalty(critic, key, real, fake)
+        return weight * adversarial.gradient_penalty(critic, key, real, fake)
 
     return adversarial_models.build(
         config.players,

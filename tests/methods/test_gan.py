@@ -185,7 +185,7 @@ def test_both_scripts_with_resuming_and_labels(tmp_path, monkeypatch, capsys):
     assert cli.run(cli_train.main, train) == 0
     assert cli.run(cli_train.main, train) == 0
     assert "resumed   at step 20" in capsys.readouterr().out
-    assert cli.run(cli_train.main, [*train, "--b1", "0.5"]) == 2
+    assert cli.run(cli_train.main, [*train, "--b1", "0.4"]) == 2
     assert "b1" in capsys.readouterr().err
     assert cli.run(cli_sample.main, [str(out), "--num", "50", "--classes", "1"]) == 0
     assert "50 samples 1 network call each" in capsys.readouterr().out
