@@ -135,6 +135,7 @@ def build(
         sample,
         evaluate=evaluate,
         log_prob=log_prob,
+        bounds_log_prob=bool(examples.levels),
         compiler_options=convolution_options() if examples.are_images else None,
     )
 
