@@ -51,7 +51,7 @@ class Players:
     """waves that the critic is shown beside each coordinate (points)"""
 
 
-POINTS = Players(latent=20, signs=16, width=128, depth=3, octaves=7)
+POINTS = Players(latent=20, signs=16, width=256, depth=3, octaves=7)
 """For a critic that sees fine structure, and fakes of modes far apart."""
 
 SMOOTH_POINTS = Players(latent=4, signs=0, width=128, depth=3, octaves=0)
