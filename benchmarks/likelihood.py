@@ -10,7 +10,6 @@ Finished runs are kept in `benchmarks/results/likelihood.json`, so an interrupte
 
 import dataclasses
 import json
-import time
 from pathlib import Path
 
 import jax
@@ -18,10 +17,8 @@ import numpy as np
 import tyro
 
 from benchmarks import report
-from genjax.methods import METHODS
-from genjax.training import data, loop
+from benchmarks.training import train
 from genjax.training.data import toys
-from genjax.training.steps import adamw
 
 RESULTS = Path(__file__).with_name("results") / "likelihood.json"
 NUM = 40_000
@@ -50,21 +47,7 @@ class Options:
 
 def train_and_score(method_name: str, data_name: str, seed: int) -> dict[str, float]:
     """Nats on fresh points in data units, their standard error, and the seconds of training."""
-    module, dataset = METHODS[method_name], data.load(data_name)
-    recommended = module.recommended(dataset.examples)
-    optimizer = adamw(recommended.learning_rate, recommended.steps, warmup=min(recommended.steps // 20, 1000))
-    method = module.build(module.Config(), optimizer, dataset.examples)
-    start = time.perf_counter()
-    state = loop.fit(
-        method,
-        dataset,
-        seed,
-        steps=recommended.steps,
-        batch_size=recommended.batch_size,
-        steps_per_dispatch=recommended.steps_per_dispatch,
-    )
-    jax.block_until_ready(state)
-    seconds = time.perf_counter() - start
+    method, dataset, state, seconds = train(method_name, data_name, seed)
     fresh, _ = toys.GENERATORS[data_name](np.random.default_rng([2026, seed]), NUM)
     points = dataset.scaling.to_model(fresh).reshape(10, -1, fresh.shape[1])
     log_prob = jax.jit(lambda x: method.log_prob(state.ema, jax.random.key(0), x))

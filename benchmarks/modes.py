@@ -9,7 +9,6 @@ Finished runs are kept in `benchmarks/results/modes.json`, so an interrupted ben
 
 import dataclasses
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,10 @@ import numpy as np
 import tyro
 
 from benchmarks import report
+from benchmarks.training import train
 from genjax.drawing import draw, jitted_sample
-from genjax.methods import METHODS
 from genjax.metrics.modes import mode_coverage
-from genjax.training import data, loop
 from genjax.training.data import toys
-from genjax.training.steps import adamw
 
 RESULTS = Path(__file__).with_name("results") / "modes.json"
 NUM = 100_000
@@ -45,27 +42,7 @@ class Options:
 
 def train_and_measure(method_name: str, data_name: str, seed: int) -> dict[str, float]:
     """Mode coverage of a run's samples, and its training time."""
-    module, dataset = METHODS[method_name], data.load(data_name)
-    recommended = module.recommended(dataset.examples)
-    optimizer = adamw(
-        recommended.learning_rate,
-        recommended.steps,
-        warmup=min(recommended.steps // 20, 1000),
-        b1=recommended.b1,
-        b2=recommended.b2,
-    )
-    method = module.build(module.Config(), optimizer, dataset.examples)
-    start = time.perf_counter()
-    state = loop.fit(
-        method,
-        dataset,
-        seed,
-        steps=recommended.steps,
-        batch_size=recommended.batch_size,
-        steps_per_dispatch=recommended.steps_per_dispatch,
-    )
-    jax.block_until_ready(state)
-    seconds = time.perf_counter() - start
+    method, dataset, state, seconds = train(method_name, data_name, seed)
     samples = draw(jitted_sample(method), state.ema, jax.random.key(seed), NUM, batch_size=2500)
     return {**measure(data_name, np.asarray(dataset.scaling.to_data(samples))), "train_seconds": seconds}
 

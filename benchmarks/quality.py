@@ -19,11 +19,9 @@ import numpy as np
 import tyro
 
 from benchmarks import report
+from benchmarks.training import train
 from genjax.drawing import draw, jitted_sample
-from genjax.methods import METHODS
-from genjax.training import data, loop
 from genjax.training.data import toys
-from genjax.training.steps import adamw
 from genjax.transport import wasserstein
 
 RESULTS = Path(__file__).with_name("results") / "quality.json"
@@ -44,28 +42,15 @@ class Options:
 
 def train_and_measure(method_name: str, data_name: str, seed: int) -> dict[str, float]:
     """W2 of a run's samples, its training time and its sampling time."""
-    module, dataset = METHODS[method_name], data.load(data_name)
-    recommended = module.recommended(dataset.examples)
-    optimizer = adamw(recommended.learning_rate, recommended.steps, warmup=min(recommended.steps // 20, 1000))
-    method = module.build(module.Config(), optimizer, dataset.examples)
+    method, dataset, state, seconds = train(method_name, data_name, seed)
     start = time.perf_counter()
-    state = loop.fit(
-        method,
-        dataset,
-        seed,
-        steps=recommended.steps,
-        batch_size=recommended.batch_size,
-        steps_per_dispatch=recommended.steps_per_dispatch,
-    )
-    jax.block_until_ready(state)
-    trained = time.perf_counter()
     samples = draw(jitted_sample(method), state.ema, jax.random.key(seed), NUM, batch_size=2500)
     drawn = time.perf_counter()
     samples = np.asarray(dataset.scaling.to_data(samples))
     return {
         "w2": wasserstein(samples, fresh(data_name, 2 * seed + 1)),
-        "train_seconds": trained - start,
-        "sample_seconds": drawn - trained,
+        "train_seconds": seconds,
+        "sample_seconds": drawn - start,
     }
 
 
