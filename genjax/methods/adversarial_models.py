@@ -20,7 +20,7 @@ from genjax.arrays import as_example_keys, fold_each, normal
 from genjax.errors import UsageError
 from genjax.losses import adversarial
 from genjax.losses.adversarial import Critic
-from genjax.methods.network_options import ByData
+from genjax.methods.network_options import ByData, check_halvings
 from genjax.methods.recommended import Recommended
 from genjax.training.compilation import convolution_cond, convolution_options, convolution_steps_per_dispatch
 from genjax.training.steps import apply_gradients, new_state, step_key, with_ema
@@ -87,11 +87,7 @@ def _resolve_players(players: Players, examples: Examples, points: Players) -> P
         for name in ("depth", "octaves"):
             if given.get(name):
                 raise UsageError(f"--{name} is for points; images have layers by their size")
-        if any(side % 2**_HALVINGS for side in examples.event_shape[:2]):
-            size = "x".join(map(str, examples.event_shape[:2]))
-            raise UsageError(
-                f"images of {size} cannot be halved {_HALVINGS} times; pad or crop them to a multiple of 4"
-            )
+        check_halvings(examples, _HALVINGS)
     defaults = dataclasses.asdict(_IMAGES if examples.are_images else points)
     defaults["signs"] = min(defaults["signs"], given.get("latent", defaults["latent"]) - 1)
     players = Players(**(defaults | given))

@@ -22,7 +22,7 @@ from genjax.arrays import as_example_keys, normal
 from genjax.bijectors import Bijector, Conditioner
 from genjax.errors import UsageError
 from genjax.losses import likelihood
-from genjax.methods.network_options import ByData
+from genjax.methods.network_options import ByData, check_halvings
 from genjax.methods.recommended import Recommended
 from genjax.training.compilation import convolution_options, convolution_steps_per_dispatch
 from genjax.training.steps import from_loss, new_state, with_ema
@@ -61,9 +61,7 @@ def check(config: Config, examples: Examples) -> None:
         value = getattr(config, name)
         if value is not None and value < 1:
             raise UsageError(f"--{name} is {value}; expected at least 1")
-    if examples.are_images and any(side % 2**_LEVELS for side in examples.event_shape[:2]):
-        size = "x".join(map(str, examples.event_shape[:2]))
-        raise UsageError(f"images of {size} cannot be halved {_LEVELS} times; pad or crop them to a multiple of 4")
+    check_halvings(examples, _LEVELS)
 
 
 class Piece(NamedTuple):

@@ -8,7 +8,7 @@ import tyro
 
 from genjax.errors import UsageError
 from genjax.training.compilation import convolution_options
-from genjax.typing import Net
+from genjax.typing import Examples, Net
 
 ByData = tyro.conf.arg(metavar="INT", help_behavior_hint="(default: by data)")
 
@@ -61,6 +61,15 @@ def resolve(options: NetworkOptions, event_shape: tuple[int, ...]) -> NetworkOpt
         depth=options.depth or depth,
         patch=options.patch or patch,
     )
+
+
+def check_halvings(examples: Examples, halvings: int) -> None:
+    """Refuse (UsageError) images whose sides cannot be halved so often; points pass."""
+    if examples.are_images and any(side % 2**halvings for side in examples.event_shape[:2]):
+        size = "x".join(map(str, examples.event_shape[:2]))
+        raise UsageError(
+            f"images of {size} cannot be halved {halvings} times; pad or crop them to a multiple of {2**halvings}"
+        )
 
 
 def make_net(options: NetworkOptions, event_shape: tuple[int, ...], num_classes: int) -> Net:

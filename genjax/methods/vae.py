@@ -18,7 +18,7 @@ import tyro
 from genjax.arrays import as_example_keys, fold_each, normal
 from genjax.errors import UsageError
 from genjax.losses import likelihood, variational
-from genjax.methods.network_options import ByData
+from genjax.methods.network_options import ByData, check_halvings
 from genjax.methods.recommended import Recommended
 from genjax.training.compilation import convolution_options, convolution_steps_per_dispatch
 from genjax.training.steps import from_loss, new_state, with_ema
@@ -92,9 +92,7 @@ def resolve(config: Config, examples: Examples) -> Config:
         raise UsageError("--likelihood discretized-logistic is for integer images; these data take gaussian")
     if config.likelihood == "bernoulli" and not examples.are_images:
         raise UsageError("--likelihood bernoulli is for images; points take gaussian")
-    if examples.are_images and any(side % 2**_HALVINGS for side in examples.event_shape[:2]):
-        size = "x".join(map(str, examples.event_shape[:2]))
-        raise UsageError(f"images of {size} cannot be halved {_HALVINGS} times; pad or crop them to a multiple of 4")
+    check_halvings(examples, _HALVINGS)
     return dataclasses.replace(
         config,
         latent=config.latent or (16 if examples.are_images else 2),
