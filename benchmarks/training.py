@@ -32,6 +32,7 @@ def train(method_name: str, data_name: str, seed: int) -> Trained:
         warmup=min(recommended.steps // 20, 1000),
         b1=recommended.b1,
         b2=recommended.b2,
+        clip_update=recommended.clip_update,
     )
     method = module.build(module.Config(), optimizer, dataset.examples)
     start = time.perf_counter()

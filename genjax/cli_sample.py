@@ -37,6 +37,8 @@ class Options:
     """labels to draw, in turn (class-conditional runs; default: all)"""
     guidance: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: 1)")] = None
     """classifier-free guidance: uncond + guidance * (cond - uncond)"""
+    candidates: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: by method)")] = None
+    """fakes from which the critic's odds draw each sample; 1 is the generator alone (gan)"""
     trajectory: bool = False
     """also write the way from noise to data, as a GIF and as a strip of times"""
     log_prob: bool = False
@@ -98,7 +100,7 @@ def main(arguments: list[str]) -> int:
 def _method_options(options: Options, run: Any) -> dict[str, Any]:
     """The sampling options that were given, checked against those that the method has."""
     offered = inspect.signature(run.method.sample).parameters
-    given = {name: getattr(options, name) for name in ("sampler", "steps", "guidance")}
+    given = {name: getattr(options, name) for name in ("sampler", "steps", "guidance", "candidates")}
     given = {name: value for name, value in given.items() if value is not None}
     given |= {"trace": True} if options.trajectory else {}
     flags = {"trace": "trajectory"}

@@ -98,6 +98,7 @@ def _resolve(options: Any, recommended: Any, data_name: str) -> Any:
         warmup=min(steps // 20, 1000) if options.warmup is None else options.warmup,
         b1=recommended.b1 if options.b1 is None else options.b1,
         b2=recommended.b2 if options.b2 is None else options.b2,
+        clip_update=recommended.clip_update if options.clip_update is None else options.clip_update,
         steps_per_dispatch=min(options.steps_per_dispatch or recommended.steps_per_dispatch, steps),
     )
 

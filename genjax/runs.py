@@ -60,6 +60,7 @@ def optimizer_of(options: TrainingOptions) -> Any:
     assert options.learning_rate is not None
     assert options.b1 is not None
     assert options.b2 is not None
+    assert options.clip_update is not None
     return adamw(
         options.learning_rate,
         options.steps,
@@ -69,6 +70,7 @@ def optimizer_of(options: TrainingOptions) -> Any:
         clip_norm=options.clip_norm,
         b1=options.b1,
         b2=options.b2,
+        clip_update=options.clip_update,
     )
 
 

@@ -221,6 +221,7 @@ def refused(capsys, code, *words):
         (["ddpm", "--learning-rate", "nan"], 2, ["--learning-rate is nan"]),
         (["ddpm", "--b1", "1.0"], 2, ["--b1 is 1.0; expected at least 0 and below 1"]),
         (["ddpm", "--b2", "nan"], 2, ["--b2 is nan"]),
+        (["ddpm", "--clip-update", "-1"], 2, ["--clip-update is -1.0"]),
         (["ddpm", "--betas", "quartic"], 2, ["quartic", "linear"]),
         (["ddpm", "--data", "mixture1d", "--network", "unet"], 2, ["unet", "mlp"]),
         (["flow-matching", "--data", "swiss_roll", "--class-conditional"], 2, ["--class-conditional", "labels"]),

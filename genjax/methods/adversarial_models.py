@@ -22,6 +22,7 @@ from genjax.losses import adversarial
 from genjax.losses.adversarial import Critic
 from genjax.methods.network_options import ByData, check_halvings
 from genjax.methods.recommended import Recommended
+from genjax.samplers import importance_resample
 from genjax.training.compilation import convolution_cond, convolution_options, convolution_steps_per_dispatch
 from genjax.training.steps import apply_gradients, new_state, step_key, with_ema
 from genjax.typing import Array, Batch, Examples, Key, Method, Metrics, Net, Params, State
@@ -124,6 +125,7 @@ def build(
     critic_steps: int,
     generator_rate: float = 1.0,
     ema_decay: float,
+    candidates: int | None = None,
     held_out: Callable[[Array, Array], Metrics],
 ) -> Method:
     """The method of a game between resolved `players`.
@@ -140,6 +142,8 @@ def build(
         critic_steps: critic updates for one of the generator.
         generator_rate: factor on the generator's updates (Heusel et al. 2017, arXiv 1706.08500).
         ema_decay: of the moving average.
+        candidates: of how many fakes sampling keeps one, where nothing else is asked for; None for a game whose logits are
+            not `log p/q`.
         held_out: metrics of the averaged networks, from `(real logits, fake logits)`, each `[B]`.
     """
     generator, critic = _networks(players, examples, num_classes)
@@ -224,17 +228,41 @@ def build(
         judge = critic_with(params["critic"], label)
         return held_out(judge(batch.data), judge(generate(params["generator"], key, len(batch.data), label)))
 
-    def sample(params: Params, key: Key, num: int, *, label: Array | None = None) -> Array:
+    def sample_plainly(params: Params, key: Key, num: int, *, label: Array | None = None) -> Array:
         """`num` draws `[num, ...]` in model units; a class-conditional model draws the labels that are not given."""
+        keys = as_example_keys(key, num)
+        return generate(params["generator"], keys, num, labels_for(keys, label))
+
+    def sample_resampled(
+        params: Params, key: Key, num: int, *, label: Array | None = None, candidates: int = candidates or 1
+    ) -> Array:
+        """The same, each drawn from `candidates` fakes by the critic's odds; 1 is the generator alone."""
+        if network_calls(candidates) == 1:
+            return sample_plainly(params, key, num, label=label)
+        keys = as_example_keys(key, num)
+        label = labels_for(keys, label)
+        each = jax.vmap(lambda one: jax.random.split(one, candidates))(fold_each(keys, jnp.uint32(2))).reshape(-1)
+        labels = None if label is None else jnp.repeat(label, candidates)
+        fakes = generate(params["generator"], each, len(each), labels)
+        logits = critic_with(params["critic"], labels)(fakes)
+        rows = (num, candidates)
+        return importance_resample(keys, fakes.reshape(*rows, *examples.event_shape), logits.reshape(rows))
+
+    def labels_for(keys: Key, label: Array | None) -> Array | None:
         if label is not None and not num_classes:
             raise UsageError("this model has no classes: it was trained without --class-conditional")
-        keys = as_example_keys(key, num)
-        if num_classes and label is None:
-            label = jax.vmap(lambda one: jax.random.randint(one, (), 0, num_classes))(fold_each(keys, jnp.uint32(1)))
-        return generate(params["generator"], keys, num, label)
+        if label is not None or not num_classes:
+            return label
+        return jax.vmap(lambda one: jax.random.randint(one, (), 0, num_classes))(fold_each(keys, jnp.uint32(1)))
+
+    def network_calls(candidates: int = candidates or 1, **_: Any) -> int:
+        if candidates < 1:
+            raise UsageError(f"--candidates is {candidates}; expected at least 1")
+        return 1 if candidates == 1 else 2 * candidates
 
     options = convolution_options() if examples.are_images else None
-    return Method(init, with_ema(step, ema_decay), sample, evaluate=evaluate, compiler_options=options)
+    sample = sample_plainly if candidates is None else sample_resampled
+    return Method(init, with_ema(step, ema_decay), sample, network_calls, evaluate, compiler_options=options)
 
 
 def _networks(players: Players, examples: Examples, num_classes: int) -> tuple[Net, Net]:

@@ -21,6 +21,9 @@ from genjax.methods.adversarial_models import Players
 from genjax.methods.recommended import Recommended
 from genjax.typing import Array, Examples, Key, Method, Metrics, Params
 
+_LOG_RATIO_GAMES = ("minimax", "non-saturating", "relativistic")
+"""Games whose best critic is `log p/q`, up to a constant: sampling may weigh fakes by it (`--candidates`)."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -50,8 +53,8 @@ class Config:
 
 
 def recommended(examples: Examples) -> Recommended:
-    """Training that gives a good result on such examples."""
-    return adversarial_models.recommended(examples)
+    """Training that gives a good result on such examples; one spike of the critic would upset the shares of the modes."""
+    return adversarial_models.recommended(examples)._replace(clip_update=1.0)
 
 
 def resolve(config: Config, examples: Examples) -> Config:
@@ -117,6 +120,7 @@ def build(config: Config, optimizer: optax.GradientTransformation, examples: Exa
         critic_steps=config.critic_steps,
         generator_rate=config.generator_rate or 1.0,
         ema_decay=config.ema_decay,
+        candidates=None if config.game not in _LOG_RATIO_GAMES else 1 if examples.are_images else 4,
         held_out=held_out,
     )
 

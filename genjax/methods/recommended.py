@@ -15,6 +15,7 @@ class Recommended(NamedTuple):
     steps_per_dispatch: int
     b1: float = 0.9
     b2: float = 0.999
+    clip_update: float = 0.0
 
 
 def for_path_models(event_shape: tuple[int, ...]) -> Recommended:

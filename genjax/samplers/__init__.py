@@ -10,6 +10,7 @@ from genjax.samplers.ancestral import ddim, ddpm
 from genjax.samplers.guidance import classifier_free
 from genjax.samplers.loop import Sampler, calls_per_step, sample
 from genjax.samplers.ode import euler, heun, midpoint, rk4
+from genjax.samplers.resampling import importance_resample
 from genjax.samplers.stochastic import euler_maruyama
 
 SAMPLERS: dict[str, Callable[..., Sampler]] = {
@@ -33,6 +34,7 @@ __all__ = [
     "euler",
     "euler_maruyama",
     "heun",
+    "importance_resample",
     "midpoint",
     "rk4",
     "sample",

@@ -43,6 +43,8 @@ class TrainingOptions:
     """decoupled weight decay"""
     clip_norm: float = 1.0
     """greatest global norm of the gradient; 0 for none"""
+    clip_update: Annotated[float | None, _BY_METHOD] = None
+    """greatest root mean square of AdamW's direction in an array; 0 for none"""
     seed: int = 0
     """of initialisation, batches and noise"""
     steps_per_dispatch: Annotated[int | None, _INTEGER] = None
@@ -79,7 +81,7 @@ def check(options: TrainingOptions) -> None:
         value = getattr(options, name)
         if value is not None and not value > 0:
             raise UsageError(f"--{name.replace('_', '-')} is {value}; expected more than 0")
-    for name in ("warmup", "weight_decay", "clip_norm", "seed"):
+    for name in ("warmup", "weight_decay", "clip_norm", "clip_update", "seed"):
         value = getattr(options, name)
         if value is not None and not value >= 0:
             raise UsageError(f"--{name.replace('_', '-')} is {value}; expected at least 0")

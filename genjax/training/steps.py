@@ -95,6 +95,7 @@ def adamw(
     clip_norm: float = 1.0,
     b1: float = 0.9,
     b2: float = 0.999,
+    clip_update: float = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
     """AdamW behind clipping of the gradient's global norm, with a learning-rate schedule over `steps` steps.
 
@@ -110,6 +111,9 @@ def adamw(
         clip_norm: the greatest global norm of the gradient; 0 for none.
         b1: decay of the first moment.
         b2: decay of the second moment.
+        clip_update: the greatest root mean square of Adam's direction in any one array; 0 for none. Where the first moment
+            is short, a sudden gradient moves parameters by up to `1 / sqrt(1 - b2)` learning rates; this holds the array
+            to as many as are given (Shazeer & Stern 2018, arXiv 1804.04235, section 6).
 
     Raises:
         ValueError: an unknown schedule.
@@ -128,6 +132,7 @@ def adamw(
     return optax.chain(
         *clip,
         optax.scale_by_adam(b1=b1, b2=b2),
+        *([optax.clip_by_block_rms(clip_update)] if clip_update else []),
         optax.add_decayed_weights(weight_decay),
         _descend(rate if warmup else after),
     )

@@ -1,6 +1,7 @@
 """Adversarial methods: two players behind one step, labels, penalties that fall, what is refused."""
 
 import dataclasses
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -140,10 +141,36 @@ def test_latents_have_signs_and_numbers():
     params = method.init(jax.random.key(0), loop.example_batch(dataset)).ema
     kernel = params["generator"]["hidden_0"]["kernel"]
     params["generator"]["hidden_0"]["kernel"] = kernel * jnp.asarray([[1.0], [0.0]])
-    samples = np.round(np.asarray(method.sample(params, jax.random.key(0), 400))[:, 0], 5)
+    samples = np.round(np.asarray(method.sample(params, jax.random.key(0), 400, candidates=1))[:, 0], 5)
     values, counts = np.unique(samples, return_counts=True)
     assert len(values) == 2
     assert counts.min() > 150
+
+
+def test_the_critic_chooses_among_fakes_by_its_odds():
+    """A critic of logit `c x` tilts the density of fakes by `exp(c x)`: the mean of Gaussian fakes moves up by c."""
+    method = gan.build(
+        gan.Config(players=Players(latent=1, signs=0, width=1, depth=0, octaves=0)), adamw(1e-3, 8), Examples((1,))
+    )
+    params = method.init(jax.random.key(0), loop.example_batch(data.load("mixture1d"))).ema
+    params = jax.tree.map(jnp.zeros_like, params)
+    params["generator"]["out"]["kernel"] = jnp.ones((1, 1))
+    params["critic"]["out"]["kernel"] = 0.5 * jnp.ones_like(params["critic"]["out"]["kernel"])
+    moved = {k: np.asarray(method.sample(params, jax.random.key(0), 20_000, candidates=k)) for k in (1, 4, 64)}
+    assert moved[1].mean() == pytest.approx(0.0, abs=0.03)
+    assert 0.25 < moved[4].mean() < 0.5
+    assert moved[64].mean() == pytest.approx(0.5, abs=0.03)
+    assert moved[64].std() == pytest.approx(1.0, abs=0.03)
+    assert method.network_calls(candidates=64) == 128
+    np.testing.assert_array_equal(method.sample(params, jax.random.key(0), 20_000), moved[4])
+    with pytest.raises(UsageError, match="--candidates is 0; expected at least 1"):
+        method.network_calls(candidates=0)
+
+
+@pytest.mark.parametrize("game", ["hinge", "least-squares"])
+def test_only_a_critic_of_log_odds_chooses(game):
+    method = gan.build(gan.Config(game=game, players=POINTS), adamw(1e-3, 8), Examples((2,)))
+    assert "candidates" not in inspect.signature(method.sample).parameters
 
 
 @pytest.mark.parametrize(
@@ -194,6 +221,8 @@ def test_both_scripts_with_resuming_and_labels(tmp_path, monkeypatch, capsys):
         assert (saved["label"] == 1).all()
     assert cli.run(cli_sample.main, [str(out), "--steps", "5"]) == 2
     assert "--steps does not apply: wgan-gp" in capsys.readouterr().err
+    assert cli.run(cli_sample.main, [str(out), "--candidates", "5"]) == 2
+    assert "--candidates does not apply: wgan-gp" in capsys.readouterr().err
 
 
 def test_gan_learns_two_modes_and_their_weights():

@@ -129,6 +129,19 @@ def test_gradients_are_clipped_to_a_global_norm():
     np.testing.assert_allclose(moments[0], 0.1 * np.array([0.6, 0.8]), rtol=1e-5)
 
 
+@pytest.mark.parametrize(("clip_update", "expected"), [(0.0, 10.0), (2.0, 2.0)])
+def test_a_sudden_gradient_moves_an_array_by_so_many_learning_rates(clip_update, expected):
+    """Without a first moment Adam's direction for the first large gradient after small ones is `1 / sqrt(1 - b2)`."""
+    optimizer = adamw(0.01, 10, schedule="constant", clip_norm=0, b1=0.0, b2=0.99, clip_update=clip_update)
+    params = {"sudden": jnp.zeros(4), "steady": jnp.zeros(4)}
+    state = optimizer.init(params)
+    for sudden in [1e-4] * 1000 + [1e3]:
+        grads = {"sudden": jnp.full(4, sudden), "steady": jnp.ones(4)}
+        updates, state = optimizer.update(grads, state, params, step=jnp.asarray(0))
+    np.testing.assert_allclose(updates["sudden"], -0.01 * expected, rtol=1e-3)
+    np.testing.assert_allclose(updates["steady"], -0.01, rtol=1e-3)
+
+
 def test_unknown_schedule():
     with pytest.raises(ValueError, match="schedule is 'step'"):
         adamw(1.0, 10, schedule="step")
