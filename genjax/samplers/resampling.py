@@ -7,6 +7,7 @@ kept has density p as K grows, with an error of order 1/K, and is exactly a draw
 """
 
 import jax
+import jax.numpy as jnp
 
 from genjax.arrays import as_example_keys
 from genjax.typing import Array, Key
@@ -25,4 +26,4 @@ def importance_resample(key: Key, candidates: Array, log_weights: Array) -> Arra
     [2.0]
     """
     chosen = jax.vmap(jax.random.categorical)(as_example_keys(key, len(candidates)), log_weights)
-    return jax.vmap(lambda row, index: row[index])(candidates, chosen)
+    return candidates[jnp.arange(len(candidates)), chosen]
