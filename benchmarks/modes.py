@@ -4,7 +4,7 @@
 
 Each run trains with the method's own defaults and draws 100,000 samples; what is counted is defined in
 `genjax.metrics.modes`. Exact samples of the mixtures are counted beside them. Writes the table of `benchmarks/README.md`.
-Finished runs are kept in `benchmarks/results/modes.json`, so an interrupted benchmark continues.
+Finished runs are kept in `benchmarks/results/modes.json`: an interrupted benchmark continues, and the table has all of them.
 """
 
 import dataclasses
@@ -26,6 +26,7 @@ from genjax.training.data import toys
 
 RESULTS = Path(__file__).with_name("results") / "modes.json"
 NUM = 100_000
+EXACT = "exact samples"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +88,7 @@ def _row(data_name: str, method_name: str, seed: str, run: dict[str, float]) -> 
     return [
         data_name,
         method_name,
-        seed,
+        "" if method_name == EXACT else seed,
         f"{run['found']} of {len(toys.MIXTURES[data_name].means)}",
         f"{100 * run['high_quality']:.1f} %",
         f"{run['divergence']:.4f}",
@@ -97,19 +98,22 @@ def _row(data_name: str, method_name: str, seed: str, run: dict[str, float]) -> 
 
 
 def main() -> None:
-    """Measure what is not there yet and write the table."""
+    """Measure what was asked for and is not there yet; the table has every run that is."""
     options = tyro.cli(Options)
-    rows = []
     for data_name in options.data:
-        run = _cached(f"exact/{data_name}/0", lambda d=data_name: exact(d, 0))
-        rows.append(_row(data_name, "exact samples", "", run))
+        _cached(f"{EXACT}/{data_name}/0", lambda d=data_name: exact(d, 0))
         for method_name in options.methods:
             for seed in range(options.seeds):
-                run = _cached(
+                _cached(
                     f"{method_name}/{data_name}/{seed}",
                     lambda m=method_name, d=data_name, s=seed: train_and_measure(m, d, s),
                 )
-                rows.append(_row(data_name, method_name, str(seed), run))
+    found = {tuple(name.split("/")): run for name, run in _read().items()}
+    order = sorted(found, key=lambda name: (name[1], name[0] != EXACT, name[0], int(name[2])))
+    rows = [
+        _row(data_name, method_name, seed, found[method_name, data_name, seed])
+        for method_name, data_name, seed in order
+    ]
     header = [
         "data",
         "method",

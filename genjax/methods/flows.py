@@ -18,15 +18,15 @@ import numpy as np
 import optax
 
 from genjax import bijectors
-from genjax.arrays import as_example_keys, normal
+from genjax.arrays import normal
 from genjax.bijectors import Bijector, Conditioner
 from genjax.errors import UsageError
 from genjax.losses import likelihood
+from genjax.methods import density_models, path_models
 from genjax.methods.network_options import ByData, check_halvings
 from genjax.methods.recommended import Recommended
 from genjax.training.compilation import convolution_options, convolution_steps_per_dispatch
-from genjax.training.steps import from_loss, new_state, with_ema
-from genjax.typing import Array, Batch, Examples, Key, Method, Metrics, Net, Params, State
+from genjax.typing import Array, Examples, Key, Method, Net, Params
 
 _LEVELS = 2
 """How often the sides of an image are halved."""
@@ -43,6 +43,8 @@ class Config:
     """layers (points), layers at each resolution (images)"""
     width: Annotated[int | None, ByData] = None
     """hidden units (points) or channels (images) of the networks in the couplings"""
+    class_conditional: bool = False
+    """learn p(data | label)"""
     ema_decay: float = 0.999
     """decay of the moving average of the parameters that sampling uses"""
 
@@ -61,14 +63,15 @@ def check(config: Config, examples: Examples) -> None:
         value = getattr(config, name)
         if value is not None and value < 1:
             raise UsageError(f"--{name} is {value}; expected at least 1")
+    path_models.check_labels(config.class_conditional, 0.0, examples.num_classes)
     check_halvings(examples, _LEVELS)
 
 
 class Piece(NamedTuple):
-    """A layer whose parameters are learned."""
+    """A layer whose parameters are learned: `init(key, label | None)`, `bijector(params, label | None)`."""
 
-    init: Callable[[Key], Params]
-    bijector: Callable[[Params], Bijector]
+    init: Callable[[Key, Array | None], Params]
+    bijector: Callable[[Params, Array | None], Bijector]
 
 
 def build(
@@ -79,6 +82,7 @@ def build(
     outputs: int,
     depth: int,
     width: int,
+    num_classes: int,
     ema_decay: float,
 ) -> Method:
     """The method of a flow whose layers couple by `coupling`.
@@ -90,49 +94,40 @@ def build(
         outputs: numbers that a coupling needs for each coordinate that it changes.
         depth: layers, at each resolution of images.
         width: of the conditioners.
+        num_classes: 0 for a flow without labels.
         ema_decay: of the parameters that sampling uses.
     """
     shape = examples.event_shape
-    pieces = _pieces(coupling, shape, outputs=outputs, depth=depth, width=width)
+    pieces = _pieces(coupling, shape, outputs=outputs, depth=depth, width=width, num_classes=num_classes)
     layers = [piece for piece in pieces if isinstance(piece, Piece)]
 
-    def flow(params: Params) -> Bijector:
+    def flow(params: Params, label: Array | None) -> Bijector:
         remaining = iter(params)
-        return bijectors.chain([p.bijector(next(remaining)) if isinstance(p, Piece) else p for p in pieces])
+        return bijectors.chain([p.bijector(next(remaining), label) if isinstance(p, Piece) else p for p in pieces])
 
-    def init(key: Key, batch: Batch) -> State:
-        run_key, *keys = jax.random.split(key, len(layers) + 1)
-        params = [layer.init(layer_key) for layer, layer_key in zip(layers, keys, strict=True)]
-        return new_state(run_key, params, optimizer.init(params))
+    def init(key: Key, data: Array, label: Array | None) -> Params:
+        keys = jax.random.split(key, len(layers))
+        return [layer.init(layer_key, label) for layer, layer_key in zip(layers, keys, strict=True)]
 
-    def log_prob(params: Params, key: Key, data: Array) -> Array:
-        """`log p(data)`, `[B]`, nats: of integers a lower bound, by dequantisation, of anything else exact."""
+    def log_density(params: Params, key: Key, data: Array, label: Array | None) -> Array:
+        def continuous(data: Array) -> Array:
+            return bijectors.log_density(flow(params, label), data)
 
-        def log_density(data: Array) -> Array:
-            return bijectors.log_density(flow(params), data)
+        return likelihood.dequantised(continuous, key, data, levels=examples.levels)
 
-        return likelihood.dequantised(log_density, key, data, levels=examples.levels)
+    def draw(params: Params, keys: Key, label: Array | None) -> Array:
+        noise = normal(keys, (len(keys), *_noise_shape(shape)))
+        return flow(params, label).inverse(noise)
 
-    def loss(params: Params, key: Key, batch: Batch) -> tuple[Array, Metrics]:
-        log_density = log_prob(params, key, batch.data)
-        metrics = {"bits_per_dim": jnp.mean(likelihood.bits_per_dim(log_density, shape))} if examples.levels else {}
-        return jnp.mean(likelihood.negative_log_likelihood(log_density)), metrics
-
-    def evaluate(params: Params, key: Key, batch: Batch) -> Metrics:
-        value, metrics = loss(params, key, batch)
-        return {"loss": value, **metrics}
-
-    def sample(params: Params, key: Key, num: int) -> Array:
-        """`num` draws `[num, ...]` in model units."""
-        noise = normal(as_example_keys(key, num), (num, *_noise_shape(shape)))
-        return flow(params).inverse(noise)
-
-    return Method(
+    return density_models.build(
         init,
-        with_ema(from_loss(loss, optimizer), ema_decay),
-        sample,
-        evaluate=evaluate,
-        log_prob=log_prob,
+        log_density,
+        draw,
+        optimizer,
+        examples=examples,
+        num_classes=num_classes,
+        network_calls=1,
+        ema_decay=ema_decay,
         bounds_log_prob=bool(examples.levels),
         compiler_options=convolution_options() if examples.are_images else None,
     )
@@ -146,7 +141,7 @@ def _noise_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _pieces(
-    coupling: Coupling, shape: tuple[int, ...], *, outputs: int, depth: int, width: int
+    coupling: Coupling, shape: tuple[int, ...], *, outputs: int, depth: int, width: int, num_classes: int
 ) -> list[Piece | Bijector]:
     """From data to noise, in order."""
     from genjax.networks.conditioner import image_conditioner, point_conditioner
@@ -154,7 +149,7 @@ def _pieces(
     def layers(dimension: int, start: int) -> list[Piece | Bijector]:
         def make_net(parameters: int) -> Net:
             make = image_conditioner if len(shape) == 3 else point_conditioner
-            return make(parameters, width=width)
+            return make(parameters, width=width, num_classes=num_classes)
 
         return [
             _layer(coupling, make_net, dimension, outputs, seed=start + index, spatial=(2,) * (len(shape) - 1))
@@ -184,26 +179,28 @@ def _layer(
     rotation, _ = np.linalg.qr(np.random.default_rng(seed).standard_normal((dimension, dimension)))
     factors, pivots = bijectors.triangular_of(rotation)
 
-    def init(key: Key) -> Params:
+    def init(key: Key, label: Array | None) -> Params:
+        labels = () if label is None else (label[:2],)
         return {
             "shift": jnp.zeros(dimension),
             "log_scale": jnp.zeros(dimension),
             "linear": factors._asdict(),
-            "coupling": net.init(key, jnp.zeros((2, *spatial, max(passing, 1)))),
+            "coupling": net.init(key, jnp.zeros((2, *spatial, max(passing, 1))), *labels),
         }
 
-    def conditioner(params: Params) -> Conditioner:
+    def conditioner(params: Params, label: Array | None) -> Conditioner:
         def parameters(kept: Array) -> Array:
-            return net.apply(params, kept if passing else jnp.zeros((*kept.shape[:-1], 1), kept.dtype))
+            kept = kept if passing else jnp.zeros((*kept.shape[:-1], 1), kept.dtype)
+            return net.apply(params, kept) if label is None else net.apply(params, kept, label)
 
         return parameters
 
-    def bijector(params: Params) -> Bijector:
+    def bijector(params: Params, label: Array | None) -> Bijector:
         return bijectors.chain(
             [
                 bijectors.affine(params["shift"], params["log_scale"]),
                 bijectors.linear(bijectors.Triangular(**params["linear"]), pivots),
-                coupling(conditioner(params["coupling"]), passing),
+                coupling(conditioner(params["coupling"], label), passing),
             ]
         )
 

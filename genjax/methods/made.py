@@ -16,7 +16,7 @@ import optax
 
 from genjax.errors import UsageError
 from genjax.losses import likelihood
-from genjax.methods import autoregressive, path_models
+from genjax.methods import autoregressive, density_models, path_models
 from genjax.methods.network_options import ByData
 from genjax.methods.recommended import Recommended
 from genjax.typing import Array, Examples, Key, Method, Net, Params
@@ -81,7 +81,7 @@ def build(config: Config, optimizer: optax.GradientTransformation, examples: Exa
     def flat(data: Array) -> Array:
         return data.reshape(-1, dimensions)
 
-    def log_density(params: Params, data: Array, label: Array | None) -> Array:
+    def log_density(params: Params, key: Key, data: Array, label: Array | None) -> Array:
         output = net.apply(params, flat(data), label)
         if examples.levels:
             bits = likelihood.levels_of(flat(data), levels=2)
@@ -98,7 +98,7 @@ def build(config: Config, optimizer: optax.GradientTransformation, examples: Exa
         )
         return x.reshape(-1, *examples.event_shape)
 
-    return autoregressive.build(
+    return density_models.build(
         lambda key, data, label: net.init(key, flat(data), label),
         log_density,
         draw,

@@ -17,7 +17,7 @@ import optax
 from genjax.arrays import fold_each
 from genjax.errors import UsageError
 from genjax.losses import likelihood
-from genjax.methods import autoregressive, path_models
+from genjax.methods import autoregressive, density_models, path_models
 from genjax.methods.network_options import ByData
 from genjax.methods.recommended import Recommended
 from genjax.training.compilation import convolution_options, convolution_steps_per_dispatch
@@ -73,7 +73,7 @@ def build(config: Config, optimizer: optax.GradientTransformation, examples: Exa
     levels = examples.levels
     net = _network(config, examples, num_classes)
 
-    def log_density(params: Params, data: Array, label: Array | None) -> Array:
+    def log_density(params: Params, key: Key, data: Array, label: Array | None) -> Array:
         values = likelihood.levels_of(data, levels=levels)
         return likelihood.categorical(net.apply(params, likelihood.centres_of(values, levels=levels), label), values)
 
@@ -103,7 +103,7 @@ def build(config: Config, optimizer: optax.GradientTransformation, examples: Exa
         blank = jnp.zeros((len(keys), *examples.event_shape))
         return jax.lax.scan(draw_row, blank, jnp.arange(height))[0]
 
-    return autoregressive.build(
+    return density_models.build(
         lambda key, data, label: net.init(key, data, label),
         log_density,
         draw,

@@ -43,7 +43,7 @@ def resolve(config: Config, examples: Examples) -> Config:
 
 
 def build(config: Config, optimizer: optax.GradientTransformation, examples: Examples) -> Method:
-    """The method for such examples; labels are not used."""
+    """The method for such examples, given their labels if class-conditional."""
     config = resolve(config, examples)
     return flows.build(
         lambda conditioner, passing: bijectors.spline_coupling(
@@ -54,5 +54,6 @@ def build(config: Config, optimizer: optax.GradientTransformation, examples: Exa
         outputs=3 * config.bins - 1,
         depth=config.depth or 0,
         width=config.width or 0,
+        num_classes=examples.num_classes if config.class_conditional else 0,
         ema_decay=config.ema_decay,
     )

@@ -15,7 +15,7 @@ import numpy as np
 
 from genjax.networks import initialisation
 from genjax.networks.autoencoder import HIDDEN, check_halvings
-from genjax.networks.layers import compute_dtype, convolution, dense, table
+from genjax.networks.layers import check_label, compute_dtype, convolution, dense, table
 from genjax.networks.net import from_linen
 from genjax.typing import Array, Net, Params
 
@@ -80,8 +80,7 @@ def keeping_size(fan_in: int) -> initialisation.Initializer:
 
 def _logits(hidden: Array, label: Array | None, num_classes: int, dtype: jnp.dtype) -> Array:
     """`w . h + b`, plus `e_label . h`; called within a module, whose layers these are."""
-    if (label is None) != (num_classes == 0):
-        raise ValueError(f"a critic of {num_classes} classes was given {'no' if label is None else 'a'} label")
+    check_label(hidden, label, num_classes)
     logits = dense(1, dtype, "out")(hidden)[:, 0]
     if label is None:
         return logits

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from genjax.networks.autoencoder import ImageDecoder, check_halvings
 from genjax.networks.critic import keeping_size, leaky
-from genjax.networks.layers import compute_dtype, dense
+from genjax.networks.layers import check_label, compute_dtype, dense
 from genjax.networks.net import from_linen
 from genjax.typing import Array, Net
 
@@ -49,8 +49,7 @@ class ImageGenerator(nn.Module):
 
 
 def _with_label(z: Array, label: Array | None, num_classes: int) -> Array:
-    if (label is None) != (num_classes == 0):
-        raise ValueError(f"a generator of {num_classes} classes was given {'no' if label is None else 'a'} label")
+    check_label(z, label, num_classes)
     if label is None:
         return z
     return jnp.concatenate([z, jax.nn.one_hot(label, num_classes, dtype=z.dtype)], axis=-1)

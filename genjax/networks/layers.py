@@ -73,6 +73,16 @@ def table(rows: int, features: int, dtype: jnp.dtype, name: str | None = None, s
     )
 
 
+def check_label(x: Array, label: Array | None, num_classes: int) -> None:
+    """Refuse (ValueError) labels where there are no classes, classes without labels, and labels not int32 `[B]`."""
+    if (label is not None) != (num_classes > 0):
+        raise ValueError(
+            f"a network of {num_classes} classes needs labels" if num_classes else "this network takes no labels"
+        )
+    if label is not None and (label.shape != x.shape[:1] or not jnp.issubdtype(label.dtype, jnp.integer)):
+        raise ValueError(f"label is {label.dtype}{list(label.shape)}; expected int32{list(x.shape[:1])}")
+
+
 def group_norm(x: Array, groups: int, gain: Array, shift: Array, epsilon: float = 1e-5) -> Array:
     """`(x - mean) / sqrt(variance + epsilon) * gain + shift`, moments over pixels and the channels of a group.
 

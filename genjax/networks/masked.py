@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from genjax.networks import initialisation
-from genjax.networks.layers import compute_dtype, dense, parameter_dtype, table
+from genjax.networks.layers import check_label, compute_dtype, dense, parameter_dtype, table
 from genjax.networks.net import from_linen
 from genjax.typing import Array, Net, Params
 
@@ -115,7 +115,7 @@ class LabelledMADE(nn.Module):
     @nn.compact
     def __call__(self, x: Array, label: Array | None = None, only: Array | None = None) -> Array:
         """The outputs of all dimensions, or of `only` that one."""
-        _check_label(x, label, self.num_classes)
+        check_label(x, label, self.num_classes)
         context = None
         if label is not None:
             context = table(self.num_classes, self.features, compute_dtype(jnp.float32, x), "label")(label)
@@ -172,7 +172,7 @@ class PixelCNN(nn.Module):
 
     def above(self, x: Array, label: Array | None = None) -> list[Array]:
         """What each layer finds in the rows above a pixel, `[B, H, W, width]` a layer."""
-        _check_label(x, label, self.num_classes)
+        check_label(x, label, self.num_classes)
         height = x.shape[1]
         found = self.above_in(jnp.pad(x, ((0, 0), (1, 0), (0, 0), (0, 0)))[:, :height]) + self.position[None]
         if label is not None:
@@ -258,12 +258,3 @@ def _gate(x: Array) -> Array:
     """`tanh(a) sigmoid(b)` of the two halves of the channels (eq. 2)."""
     value, gate = jnp.split(x, 2, axis=-1)
     return jnp.tanh(value) * jax.nn.sigmoid(gate)
-
-
-def _check_label(x: Array, label: Array | None, num_classes: int) -> None:
-    if (label is not None) != (num_classes > 0):
-        raise ValueError(
-            f"a network of {num_classes} classes needs labels" if num_classes else "this network takes no labels"
-        )
-    if label is not None and (label.shape != x.shape[:1] or not jnp.issubdtype(label.dtype, jnp.integer)):
-        raise ValueError(f"label is {label.dtype}{list(label.shape)}; expected int32{list(x.shape[:1])}")

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 
 from genjax.arrays import example_keys
 from genjax.errors import UsageError
@@ -75,6 +76,44 @@ def test_a_trained_density_integrates_to_one_and_its_draws_follow_it(name):
         assert abs(drawn.mean() - exact) < 5 * drawn.std() / len(samples) ** 0.5 + 2e-3
 
 
+@every_method
+@pytest.mark.parametrize("data_name", ["moons", "digits"])
+def test_labels_choose_draws_and_densities(name, data_name):
+    """Each example by its own label; without labels the density is the mixture of all classes."""
+    dataset, module = data.load(data_name), METHODS[name]
+    config = module.Config(class_conditional=True, **{**TINY[name], "depth": 1})
+    method = module.build(config, adamw(3e-3, 4), dataset.examples)
+    state = method.init(jax.random.key(0), loop.example_batch(dataset, 16))
+    params = _with_outputs(state.ema)
+    batch, key = loop.example_batch(dataset, 6), jax.random.key(1)
+    one, two = jnp.zeros(6, jnp.int32), jnp.ones(6, jnp.int32)
+    log_one, log_two = (method.log_prob(params, key, batch.data, label=label) for label in (one, two))
+    mixed = method.log_prob(params, key, batch.data, label=jnp.arange(6) % 2)
+    np.testing.assert_allclose(mixed, np.where(np.arange(6) % 2, log_two, log_one), rtol=1e-5)
+    assert np.abs(log_one - log_two).min() > 1e-3
+    of_class = [
+        method.log_prob(params, key, batch.data, label=jnp.full(6, k, jnp.int32)) for k in range(dataset.num_classes)
+    ]
+    np.testing.assert_allclose(
+        method.log_prob(params, key, batch.data),
+        scipy.special.logsumexp(of_class, axis=0) - np.log(dataset.num_classes),
+        rtol=1e-5,
+    )
+    draws = [method.sample(params, key, 6, label=label) for label in (one, two)]
+    assert np.abs(draws[0] - draws[1]).max() > 1e-2
+    with pytest.raises(UsageError, match="--class-conditional"):
+        trained(name, data_name)[0].log_prob(trained(name, data_name)[2].ema, key, batch.data, label=one)
+
+
+def _with_outputs(params):
+    """Conditioners start at 0, where no label says anything."""
+
+    def changed(path, leaf):
+        return leaf + 0.05 if any(getattr(part, "key", None) == "out" for part in path) else leaf
+
+    return jax.tree_util.tree_map_with_path(changed, params)
+
+
 def test_a_spline_flow_learns_the_line():
     """On two Gaussians it comes within 0.02 nat of minus the entropy, 1.571."""
     dataset = data.load("mixture1d")
@@ -98,6 +137,7 @@ def test_images_fill_the_interval_of_their_levels(name):
 @pytest.mark.parametrize(
     ("module", "options", "examples", "told"),
     [
+        (realnvp, {"class_conditional": True}, Examples((2,)), "--class-conditional needs labels"),
         (realnvp, {"depth": 0}, Examples((2,)), "--depth is 0; expected at least 1"),
         (realnvp, {"width": -1}, Examples((2,)), "--width is -1"),
         (realnvp, {}, Examples((1,)), "use spline-flow or made"),

@@ -1,0 +1,113 @@
+"""What models with a log-density share: maximum likelihood, draws, labels.
+
+    loss    -log p(data | label)
+
+A class-conditional model asked without a label is the mixture of its classes, all equally likely.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from genjax.arrays import as_example_keys, fold_each
+from genjax.errors import UsageError
+from genjax.losses.likelihood import bits_per_dim
+from genjax.training.steps import from_loss, new_state, with_ema
+from genjax.typing import Array, Batch, Examples, Key, Method, Metrics, Params, State
+
+_LABEL = 2**31 - 1
+"""Folded into an example's key for its class where none is asked for; dimensions fold in 0, 1, 2, ..."""
+
+LogDensity = Callable[[Params, Key, Array, Array | None], Array]
+"""`(params, key, data [B, ...], label [B] | None) -> log p(data | label) [B]`, nats; a draw of a bound may use the key."""
+
+Draw = Callable[[Params, Key, Array | None], Array]
+"""`(params, keys [B], label [B] | None) -> [B, ...]`, a draw for each key."""
+
+
+def build(
+    init_net: Callable[..., Params],
+    log_density: LogDensity,
+    draw: Draw,
+    optimizer: optax.GradientTransformation,
+    *,
+    examples: Examples,
+    num_classes: int,
+    network_calls: int,
+    ema_decay: float,
+    bounds_log_prob: bool = False,
+    compiler_options: dict[str, str] | None = None,
+) -> Method:
+    """The method of a log-density and of draws from it.
+
+    Args:
+        init_net: `(key, data, label | None) -> params`.
+        log_density: of data in model units: of integers where these have levels, else the density.
+        draw: in model units.
+        optimizer: from `genjax.training.steps.adamw`, or any of optax.
+        examples: what the data are.
+        num_classes: 0 for a model without labels.
+        network_calls: evaluations of the network for one draw.
+        ema_decay: of the moving average that sampling uses.
+        bounds_log_prob: whether `log_density` is a lower bound in the mean over its key.
+        compiler_options: for a `jit` of the step and the sampling.
+    """
+
+    def label_of(batch: Batch) -> Array | None:
+        if num_classes and batch.label is None:
+            raise UsageError("the data have no labels: a class-conditional model needs some")
+        return batch.label if num_classes else None
+
+    def check(label: Array | None) -> None:
+        if label is not None and not num_classes:
+            raise UsageError("this model has no classes: it was trained without --class-conditional")
+
+    def loss(params: Params, key: Key, batch: Batch) -> tuple[Array, Metrics]:
+        return -jnp.mean(log_density(params, key, batch.data, label_of(batch))), {}
+
+    def init(key: Key, batch: Batch) -> State:
+        run_key, net_key = jax.random.split(key)
+        params = init_net(net_key, batch.data, label_of(batch))
+        return new_state(run_key, params, optimizer.init(params))
+
+    def evaluate(params: Params, key: Key, batch: Batch) -> Metrics:
+        log_p = log_density(params, key, batch.data, label_of(batch))
+        bits = {"bits_per_dim": jnp.mean(bits_per_dim(log_p, examples.event_shape))} if examples.levels else {}
+        return {"loss": -jnp.mean(log_p), **bits}
+
+    def sample(params: Params, key: Key, num: int, *, label: Array | None = None) -> Array:
+        """`num` draws `[num, ...]` in model units, of the classes `label [num]` or of any."""
+        check(label)
+        keys = as_example_keys(key, num)
+        if num_classes and label is None:
+            pick = jax.vmap(lambda one: jax.random.randint(one, (), 0, num_classes))
+            label = pick(fold_each(keys, jnp.uint32(_LABEL)))
+        return draw(params, keys, label)
+
+    def log_prob(params: Params, key: Key, data: Array, *, label: Array | None = None) -> Array:
+        """`log p(data)`, or given its `label [B]`: `[B]`, nats; a class-conditional model's are one mixture."""
+        check(label)
+        if not num_classes or label is not None:
+            return log_density(params, key, data, label)
+        of_class = jax.lax.map(
+            lambda one: log_density(params, key, data, jnp.full(data.shape[:1], one)), jnp.arange(num_classes)
+        )
+        return jax.nn.logsumexp(of_class, axis=0) - jnp.log(num_classes)
+
+    def calls(**_: Any) -> int:
+        return network_calls
+
+    step = with_ema(from_loss(loss, optimizer), ema_decay)
+    return Method(
+        init,
+        step,
+        sample,
+        calls,
+        evaluate,
+        log_prob,
+        bounds_log_prob=bounds_log_prob,
+        compiler_options=compiler_options,
+    )
