@@ -52,13 +52,18 @@ class Players:
     """waves that the critic is shown beside each coordinate (points)"""
 
 
-POINTS = Players(latent=20, signs=16, width=256, depth=3, octaves=7)
+POINTS = Players(latent=12, signs=8, width=256, depth=3, octaves=7)
 """For a critic that sees fine structure, and fakes of modes far apart."""
 
 SMOOTH_POINTS = Players(latent=4, signs=0, width=128, depth=3, octaves=0)
 """For a critic whose slope is held, which waves would raise."""
 
-_IMAGES = Players(latent=64, signs=0, width=32, depth=0, octaves=0)
+_IMAGES = Players(latent=64, signs=0, width=16, depth=0, octaves=0)
+_SMALL_IMAGES = dataclasses.replace(_IMAGES, width=32)
+
+
+def _are_small(examples: Examples) -> bool:
+    return max(examples.event_shape[:2]) <= 16
 
 
 def resolve(config: Any, examples: Examples, *, points: Players = POINTS) -> Any:
@@ -89,7 +94,8 @@ def _resolve_players(players: Players, examples: Examples, points: Players) -> P
             if given.get(name):
                 raise UsageError(f"--{name} is for points; images have layers by their size")
         check_halvings(examples, _HALVINGS)
-    defaults = dataclasses.asdict(_IMAGES if examples.are_images else points)
+    images = _SMALL_IMAGES if _are_small(examples) else _IMAGES
+    defaults = dataclasses.asdict(images if examples.are_images else points)
     defaults["signs"] = min(defaults["signs"], given.get("latent", defaults["latent"]) - 1)
     players = Players(**(defaults | given))
     if (players.signs or 0) >= (players.latent or 0):
@@ -108,7 +114,7 @@ def recommended(examples: Examples) -> Recommended:
     """Training that gives a good result on such examples; no momentum, as the game turns."""
     if not examples.are_images:
         return Recommended(30_000, 256, 2e-3, steps_per_dispatch=200, b1=0.0, b2=0.99)
-    steps = 4_000 if max(examples.event_shape[:2]) <= 16 else 10_000
+    steps = 4_000 if _are_small(examples) else 10_000
     return Recommended(steps, 64, 1e-3, steps_per_dispatch=convolution_steps_per_dispatch(), b1=0.0, b2=0.99)
 
 

@@ -73,7 +73,7 @@ def resolve(config: Config, examples: Examples) -> Config:
         raise UsageError("--spectral bounds the critic's slope, which --octaves raises: use one of them")
     if config.generator_rate is not None:
         adversarial_models.check_positive(generator_rate=config.generator_rate)
-    decay, generator_rate = (0.1, 1.0) if examples.are_images else (0.001, 0.17)
+    decay, generator_rate = (0.1, 1.0) if examples.are_images else (0.001, 0.09)
     octaves = 0 if config.spectral else config.players.octaves
     config = dataclasses.replace(
         config,
