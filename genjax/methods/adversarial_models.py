@@ -110,11 +110,11 @@ def check_positive(**options: float) -> None:
             raise UsageError(f"--{name.replace('_', '-')} is {value}; expected more than 0")
 
 
-def recommended(examples: Examples) -> Recommended:
+def recommended(examples: Examples, *, critic_steps: int = 1) -> Recommended:
     """Training that gives a good result on such examples; no momentum, as the game turns."""
     if not examples.are_images:
         return Recommended(30_000, 256, 2e-3, steps_per_dispatch=200, b1=0.0, b2=0.99)
-    steps = 4_000 if _are_small(examples) else 10_000
+    steps = 4_000 if critic_steps == 1 or _are_small(examples) else 10_000
     return Recommended(steps, 64, 1e-3, steps_per_dispatch=convolution_steps_per_dispatch(), b1=0.0, b2=0.99)
 
 

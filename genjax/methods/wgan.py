@@ -38,7 +38,7 @@ class Config:
 def recommended(examples: Examples) -> Recommended:
     """Training that gives a good result on such examples."""
     if examples.are_images:
-        return adversarial_models.recommended(examples)
+        return adversarial_models.recommended(examples, critic_steps=Config.critic_steps)
     return Recommended(30_000, 256, 1e-3, steps_per_dispatch=200, b1=0.0, b2=0.99)
 
 
