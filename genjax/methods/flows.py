@@ -3,9 +3,9 @@
     loss    -log N(f(data); 0, I) - log |det df/ddata|
     sample  f^-1(noise), noise ~ N(0, I)
 
-A layer is a learned scale and shift, a learned linear map that mixes coordinates, and a coupling; it starts as a rotation.
-Points go through `depth` layers. Images are dequantised, go through a logit, and through `depth` layers at each of two
-resolutions, where 2x2 pixels become channels of one.
+A layer is a learned scale and shift, a learned linear map that mixes coordinates, and a coupling; it starts as a rotation of
+normalised coordinates. Points go through `depth` layers. Images are dequantised, go through a logit, and through `depth` layers
+at each of two resolutions, where 2x2 pixels become channels of one.
 """
 
 import dataclasses
@@ -30,6 +30,9 @@ from genjax.typing import Array, Examples, Key, Method, Net, Params
 
 _LEVELS = 2
 """How often the sides of an image are halved."""
+
+_LEAST_LEVELS = 256
+"""Of images of floats: noise of one such level keeps the deviation of a constant channel above 0."""
 
 Coupling = Callable[[Conditioner, int], Bijector]
 """`(conditioner, passing) -> bijector` of the last axis."""
@@ -68,9 +71,13 @@ def check(config: Config, examples: Examples) -> None:
 
 
 class Piece(NamedTuple):
-    """A layer whose parameters are learned: `init(key, label | None)`, `bijector(params, label | None)`."""
+    """A layer whose parameters are learned.
 
-    init: Callable[[Key, Array | None], Params]
+    - `init(key, x, label | None) -> (params, x)`, from examples of its input to those of its output.
+    - `bijector(params, label | None)`.
+    """
+
+    init: Callable[[Key, Array, Array | None], tuple[Params, Array]]
     bijector: Callable[[Params, Array | None], Bijector]
 
 
@@ -106,8 +113,17 @@ def build(
         return bijectors.chain([p.bijector(next(remaining), label) if isinstance(p, Piece) else p for p in pieces])
 
     def init(key: Key, data: Array, label: Array | None) -> Params:
-        keys = jax.random.split(key, len(layers))
-        return [layer.init(layer_key, label) for layer, layer_key in zip(layers, keys, strict=True)]
+        noise_key, *keys = jax.random.split(key, len(layers) + 1)
+        half = 1 / (examples.levels or _LEAST_LEVELS)
+        x = data + jax.random.uniform(noise_key, data.shape, data.dtype, -half, half)
+        params: list[Params] = []
+        for piece in pieces:
+            if isinstance(piece, Piece):
+                layer, x = piece.init(keys[len(params)], x, label)
+                params.append(layer)
+            else:
+                x, _ = piece.forward_and_log_det(x)
+        return params
 
     def log_density(params: Params, key: Key, data: Array, label: Array | None) -> Array:
         def continuous(data: Array) -> Array:
@@ -151,10 +167,7 @@ def _pieces(
             make = image_conditioner if len(shape) == 3 else point_conditioner
             return make(parameters, width=width, num_classes=num_classes)
 
-        return [
-            _layer(coupling, make_net, dimension, outputs, seed=start + index, spatial=(2,) * (len(shape) - 1))
-            for index in range(depth)
-        ]
+        return [_layer(coupling, make_net, dimension, outputs, seed=start + index) for index in range(depth)]
 
     if len(shape) == 1:
         return layers(shape[0], 0)
@@ -171,22 +184,35 @@ def _layer(
     outputs: int,
     *,
     seed: int,
-    spatial: tuple[int, ...],
 ) -> Piece:
-    """Scale and shift, a linear map that starts as a rotation, and a coupling of half of the coordinates."""
+    """Scale and shift, a linear map that starts as a rotation, and a coupling of half of the coordinates.
+
+    Channels of images start with the mean 0 and the variance 1 of the first batch (Kingma & Dhariwal 2018, section 3.1);
+    points are standardised already.
+    """
     passing = dimension // 2
     net = make_net((dimension - passing) * outputs)
     rotation, _ = np.linalg.qr(np.random.default_rng(seed).standard_normal((dimension, dimension)))
     factors, pivots = bijectors.triangular_of(rotation)
 
-    def init(key: Key, label: Array | None) -> Params:
-        labels = () if label is None else (label[:2],)
-        return {
-            "shift": jnp.zeros(dimension),
-            "log_scale": jnp.zeros(dimension),
+    def scale_and_mix(params: Params) -> Bijector:
+        return bijectors.chain(
+            [
+                bijectors.affine(params["shift"], params["log_scale"]),
+                bijectors.linear(bijectors.Triangular(**params["linear"]), pivots),
+            ]
+        )
+
+    def init(key: Key, x: Array, label: Array | None) -> tuple[Params, Array]:
+        shift, log_scale = bijectors.normalising(x) if x.ndim == 4 else (jnp.zeros(dimension), jnp.zeros(dimension))
+        labels = () if label is None else (label,)
+        params = {
+            "shift": shift,
+            "log_scale": log_scale,
             "linear": factors._asdict(),
-            "coupling": net.init(key, jnp.zeros((2, *spatial, max(passing, 1))), *labels),
+            "coupling": net.init(key, jnp.zeros((*x.shape[:-1], max(passing, 1))), *labels),
         }
+        return params, scale_and_mix(params).forward(x)  # the coupling starts as the identity
 
     def conditioner(params: Params, label: Array | None) -> Conditioner:
         def parameters(kept: Array) -> Array:
@@ -196,12 +222,6 @@ def _layer(
         return parameters
 
     def bijector(params: Params, label: Array | None) -> Bijector:
-        return bijectors.chain(
-            [
-                bijectors.affine(params["shift"], params["log_scale"]),
-                bijectors.linear(bijectors.Triangular(**params["linear"]), pivots),
-                coupling(conditioner(params["coupling"], label), passing),
-            ]
-        )
+        return bijectors.chain([scale_and_mix(params), coupling(conditioner(params["coupling"], label), passing)])
 
     return Piece(init, bijector)

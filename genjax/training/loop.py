@@ -30,8 +30,8 @@ class Diverged(UserError):
     """A loss is no longer finite."""
 
 
-def example_batch(dataset: Dataset, size: int = 2) -> Batch:
-    """A small batch in model units, from which `Method.init` reads shapes and dtypes."""
+def example_batch(dataset: Dataset, size: int = 64) -> Batch:
+    """The first examples in model units, from which `Method.init` reads shapes, dtypes and scales."""
     few = jax.tree.map(lambda values: jnp.asarray(values[:size]), dataset.train)
     return few._replace(data=dataset.scaling.to_model(few.data))
 

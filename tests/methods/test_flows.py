@@ -63,6 +63,15 @@ def test_starts_as_a_density_of_unit_spread(name):
 
 
 @every_method
+def test_images_start_better_than_uniform(name):
+    """The first batch sets the scales: before any training fewer bits than `log2 17`, those of equally likely levels."""
+    method, dataset = tiny(name, "digits")
+    params = method.init(jax.random.key(0), loop.example_batch(dataset)).params
+    bits = method.evaluate(params, jax.random.key(0), loop.example_batch(dataset, 256))["bits_per_dim"]
+    assert 2 < bits < np.log2(17)
+
+
+@every_method
 def test_a_trained_density_integrates_to_one_and_its_draws_follow_it(name):
     method, _, state = trained(name, "moons", steps=300, batch_size=128)
     axis, cell = np.linspace(-6, 6, 601, retstep=True)
