@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from genjax.samplers.ancestral import ddim, ddpm
 from genjax.samplers.guidance import classifier_free
+from genjax.samplers.langevin_dynamics import annealed_langevin, dwell, langevin, mala, predictor_corrector
 from genjax.samplers.loop import Sampler, calls_per_step, sample
 from genjax.samplers.ode import euler, heun, midpoint, rk4
 from genjax.samplers.resampling import importance_resample
@@ -27,15 +28,20 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
 __all__ = [
     "SAMPLERS",
     "Sampler",
+    "annealed_langevin",
     "calls_per_step",
     "classifier_free",
     "ddim",
     "ddpm",
+    "dwell",
     "euler",
     "euler_maruyama",
     "heun",
     "importance_resample",
+    "langevin",
+    "mala",
     "midpoint",
+    "predictor_corrector",
     "rk4",
     "sample",
 ]

@@ -88,8 +88,8 @@ def calls_per_step(sampler: Sampler, shape: tuple[int, ...]) -> int:
         return Prediction(x, x)
 
     def step(x: Array, knot: Knot) -> Array:
-        noise = jnp.zeros_like(x)
-        return sampler.step(counting, noise, x, sampler.init(x), knot, knot)[0]
+        keys = jax.random.split(jax.random.key(0), x.shape[0])
+        return sampler.step(counting, keys, x, sampler.init(x), knot, knot)[0]
 
     scalar: Any = jax.ShapeDtypeStruct((), jnp.float32)
     jax.eval_shape(step, jax.ShapeDtypeStruct(shape, jnp.float32), Knot(scalar, scalar, scalar))

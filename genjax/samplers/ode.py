@@ -34,7 +34,7 @@ def singular_at_data(path: Path) -> bool:
         return not bool(jnp.isfinite(d_sigma))
 
 
-def _away_from_data(knot: Knot, fallback: Knot) -> Knot:
+def away_from_data(knot: Knot, fallback: Knot) -> Knot:
     """`knot`, or `fallback` where sigma = 0, so that nothing singular is ever computed."""
     return Knot(*(jnp.where(knot.sigma == 0, b, a) for a, b in zip(knot, fallback, strict=True)))
 
@@ -60,7 +60,7 @@ def heun(path: Path, *, first_order_end: bool | None = None) -> Sampler:
     def step(denoise: Denoiser, key: Key, x: Array, now: Knot, then: Knot) -> Array:
         h = then.t - now.t
         first = velocity(denoise, path, x, now)
-        end = _away_from_data(then, now) if euler_end else then
+        end = away_from_data(then, now) if euler_end else then
         second = velocity(denoise, path, x + h * first, end)
         if euler_end:
             second = jnp.where(then.sigma == 0, first, second)
@@ -96,7 +96,7 @@ def rk4(path: Path, *, first_order_end: bool | None = None) -> Sampler:
         k1 = velocity(denoise, path, x, now)
         k2 = velocity(denoise, path, x + h / 2 * k1, halfway)
         k3 = velocity(denoise, path, x + h / 2 * k2, halfway)
-        end = _away_from_data(then, now) if midpoint_end else then
+        end = away_from_data(then, now) if midpoint_end else then
         k4 = velocity(denoise, path, x + h * k3, end)
         slope = (k1 + 2 * k2 + 2 * k3 + k4) / 6
         if midpoint_end:
