@@ -33,9 +33,13 @@ from genjax.arrays import expand
 from genjax.typing import Array, Knot, Path
 
 
-def linear() -> Path:
-    """The straight path `x_t = t * data + (1 - t) * noise`. Clock: t = 0 noise, t = 1 data."""
-    return Path(alpha=lambda t: t, sigma=lambda t: 1 - t, t_data=1.0, t_noise=0.0)
+def linear(sigma_min: float = 0.0) -> Path:
+    """The straight path `x_t = t * data + (1 - (1 - sigma_min) t) * noise`. Clock: t = 0 noise, t = 1 data.
+
+    Lipman et al. 2023, eq. 20. With sigma_min > 0 it ends at slightly blurred data, with 0 at the data.
+    """
+    rate = 1 - sigma_min
+    return Path(alpha=lambda t: t, sigma=lambda t: 1 - rate * t, t_data=1.0, t_noise=0.0)
 
 
 def cosine() -> Path:

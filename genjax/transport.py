@@ -1,4 +1,4 @@
-"""Exact optimal transport between two sets of as many points, each of weight 1/n.
+"""Optimal transport between two sets of points of one weight: exact on the host, entropic on the device.
 
     W_p(x, y) = (min over permutations s of  1/n sum_i |x_i - y_s(i)|^p)^(1/p)
 
@@ -7,12 +7,28 @@ sorting solves it. Else SciPy's shortest augmenting paths (Crouse 2016, doi 10.1
 costs lowered by prices `c_ij - v_j`, which have the same optimal permutations. Prices near the dual optimum keep the
 paths short; they come from an auction with eps scaling (Bertsekas 1988, doi 10.1007/BF02186476) whose quality bears on
 the time alone, never on the result.
+
+With r > 0, the regularisation, the entropic plan between n rows of weight 1/n and m columns of weight 1/m is
+
+    P = argmin over plans P of  <P, C> + r KL(P | 1/(n m)),     log P_ij = (f_i + g_j - C_ij) / r - log(n m)
+
+with potentials f and g that Sinkhorn's iteration finds (Cuturi 2013, arXiv 1306.0895), here in the log domain:
+
+    f_i <- -r log mean_j exp((g_j - C_ij) / r)          then the rows of P sum to 1/n
+    g_j <- -r log mean_i exp((f_i - C_ij) / r)          then its columns sum to 1/m
+
+At the fixed point the value of the problem is `mean f + mean g`, and `<P, C>` is at most `r log n` above the exact
+optimum between sets of one size n.
 """
 
 from collections import deque
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+
+from genjax.typing import Array
 
 _AUCTION_FROM = 512  # points, below which prices cost more time than they save
 _EPS_FACTOR = 4.0
@@ -45,16 +61,33 @@ def assignment(x: Any, y: Any, *, power: float = 2) -> np.ndarray:
         permutation = np.empty(len(x), np.int64)
         permutation[np.argsort(x[:, 0], kind="stable")] = np.argsort(y[:, 0], kind="stable")
         return permutation
-    from scipy.optimize import linear_sum_assignment
-
     # Sorted rows would cost three times as much time: early rows take columns that later ones need.
     order = np.random.default_rng(0).permutation(len(x))
-    costs = _costs(x[order], y, power)
-    if len(x) >= _AUCTION_FROM:
-        costs -= _auction_prices(costs.astype(np.float32))
     permutation = np.empty(len(x), np.int64)
-    permutation[order] = linear_sum_assignment(costs)[1]
+    permutation[order] = _cheapest(_costs(x[order], y, power))
     return permutation
+
+
+def cheapest_permutation(costs: Any) -> np.ndarray:
+    """The permutation s that minimises `sum_i costs[i, s_i]`, exactly, in float64.
+
+    Args:
+        costs: `[n, n]`; infinity forbids a pair.
+
+    Returns:
+        s, int64 `[n]`.
+
+    Raises:
+        ValueError: costs that are not square or hold NaN, or that forbid every permutation.
+
+    Example:
+        >>> cheapest_permutation([[0.0, 1.0], [0.0, 5.0]]).tolist()
+        [1, 0]
+    """
+    costs = np.array(costs, np.float64)
+    if costs.ndim != 2 or costs.shape[0] != costs.shape[1]:
+        raise ValueError(f"costs {costs.shape} must be [n, n]")
+    return _cheapest(costs)
 
 
 def wasserstein(x: Any, y: Any, *, power: float = 2) -> float:
@@ -78,6 +111,83 @@ def wasserstein(x: Any, y: Any, *, power: float = 2) -> float:
     x, y = _point_sets(x, y, power)
     distances = np.linalg.norm(x - y[assignment(x, y, power=power)], axis=1)
     return float(np.mean(distances**power) ** (1 / power))
+
+
+class EntropicPlan(NamedTuple):
+    """What `sinkhorn` returns; the columns of the plan sum to 1/m up to rounding, its rows to 1/n within `error`."""
+
+    first: Array  # f [n], in units of the costs
+    second: Array  # g [m]
+    log_plan: Array  # log P [n, m]
+    error: Array  # []: at least sum_i |sum_j P_ij - 1/n|
+    iterations: Array  # [], int32
+
+
+def sinkhorn(
+    costs: Array, *, regularisation: Array | float, tolerance: float = 1e-3, max_iterations: int = 1000
+) -> EntropicPlan:
+    """The entropic plan between n rows of weight 1/n and m columns of weight 1/m, on the device, under `jit` too.
+
+    The regularisation starts at the largest cost and is halved in each iteration until it is the one asked for, which
+    takes fewer iterations than to start with it. Then it stops as soon as `sum_i |sum_j P_ij - 1/n| <= tolerance`.
+    In float32 that sum comes no lower than about 1e-7 times the largest cost over the regularisation. The loop has
+    no reverse-mode derivative.
+
+    Args:
+        costs: `[n, m]`, floating; infinity forbids a pair, which leaves the plan without mass there.
+        regularisation: r > 0, absolute, in units of the costs (the `reg` of POT, the `epsilon` of OTT).
+        tolerance: of the row sums' total deviation, which is between 0 and 2.
+        max_iterations: at which it stops at the latest; `error` tells how far it came.
+
+    Raises:
+        ValueError: costs that are not a matrix.
+
+    Example:
+        >>> plan = sinkhorn(jnp.asarray([[0.0, 1.0], [1.0, 0.0]]), regularisation=0.1)
+        >>> jnp.round(jnp.exp(plan.log_plan), 3).tolist()
+        [[0.5, 0.0], [0.0, 0.5]]
+    """
+    if costs.ndim != 2:
+        raise ValueError(f"costs {costs.shape} must be [n, m]")
+    n, m = costs.shape
+    last = jnp.asarray(regularisation, costs.dtype)
+
+    def rows_of(g: Array, r: Array) -> Array:
+        return -r * (jax.nn.logsumexp((g[None, :] - costs) / r, axis=1) - np.log(m))
+
+    def columns_of(f: Array, r: Array) -> Array:
+        return -r * (jax.nn.logsumexp((f[:, None] - costs) / r, axis=0) - np.log(n))
+
+    def iterate(carry: tuple[Array, ...]) -> tuple[Array, ...]:
+        f, g, before, _, iteration = carry
+        r = jnp.maximum(before / 2, last)
+        balanced = rows_of(g, r)
+        # Where f and g belong to r: row i of their plan sums to exp((f_i - balanced_i) / r) / n.
+        error = jnp.where(r == before, jnp.mean(jnp.abs(jnp.expm1((f - balanced) / r))), jnp.inf)
+        return balanced, columns_of(balanced, r), r, error, iteration + 1
+
+    def unfinished(carry: tuple[Array, ...]) -> Array:
+        return (carry[3] > tolerance) & (carry[4] < max_iterations)
+
+    largest = jnp.max(jnp.where(jnp.isfinite(costs), costs, 0))
+    start: tuple[Array, ...] = (
+        jnp.zeros(n, costs.dtype),
+        jnp.zeros(m, costs.dtype),
+        jnp.maximum(largest, last),
+        jnp.asarray(jnp.inf, costs.dtype),
+        jnp.asarray(0, jnp.int32),
+    )
+    f, g, r, error, iterations = jax.lax.while_loop(unfinished, iterate, start)
+    return EntropicPlan(f, g, (f[:, None] + g[None, :] - costs) / r - np.log(n * m), error, iterations)
+
+
+def _cheapest(costs: np.ndarray) -> np.ndarray:
+    """`cheapest_permutation` of float64 costs, which it overwrites."""
+    from scipy.optimize import linear_sum_assignment
+
+    if len(costs) >= _AUCTION_FROM and np.isfinite(costs).all():
+        costs -= _auction_prices(costs.astype(np.float32))
+    return linear_sum_assignment(costs)[1]
 
 
 def _point_sets(x: Any, y: Any, power: float) -> tuple[np.ndarray, np.ndarray]:

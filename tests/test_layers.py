@@ -18,7 +18,9 @@ FLOORS = {
     "oracles": 1,
     "divergences": 1,
     "transport": 1,
+    "couplings": 1,
     "bijectors": 1,
+    "vector_fields": 1,
     "losses": 2,
     "samplers": 2,
     "likelihood": 2,
@@ -42,6 +44,7 @@ SIBLINGS = {  # arrows between rooms of one floor; a package's own modules may i
     ("oracles", "predictions"),
     ("arrays", "typing"),
     ("bijectors", "divergences"),
+    ("couplings", "transport"),
     ("drawing", "plots"),
     ("runs", "cli"),
     ("runs", "methods"),
@@ -173,7 +176,7 @@ def test_the_lowest_floors_need_only_jax_and_numpy(file):
 def test_importing_the_mathematics_loads_no_heavy_library():
     code = (
         "import sys, genjax.typing, genjax.paths, genjax.predictions, genjax.times, genjax.oracles, genjax.transport\n"
-        "import genjax.losses.denoising, genjax.losses.flow_matching, genjax.samplers\n"
+        "import genjax.couplings, genjax.losses.denoising, genjax.losses.flow_matching, genjax.samplers\n"
         f"print(sorted({HEAVY!r} & {{name.split('.')[0] for name in sys.modules}}))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)

@@ -15,6 +15,7 @@ from genjax import paths
 REFERENCE = File(__file__).parent / "reference"
 PATHS = {
     "linear": paths.linear(),
+    "linear_sigma_min": paths.linear(0.1),
     "cosine": paths.cosine(),
     "vp": paths.vp(),
     "sub_vp": paths.sub_vp(),
@@ -58,7 +59,7 @@ def test_alpha_falls_and_sigma_rises_towards_the_noise(path):
     assert np.all(np.diff(paths.log_snr(path, knots.t)) > 0)
 
 
-@pytest.mark.parametrize("name", [name for name in PATHS if name != "ve"])
+@pytest.mark.parametrize("name", [name for name in PATHS if name not in ("ve", "linear_sigma_min")])
 def test_the_data_end_is_clean(name):
     end = knot(PATHS[name], 1.0)
     assert (float(end.alpha), float(end.sigma)) == (1.0, 0.0)
@@ -77,6 +78,16 @@ def test_the_exploding_paths_end_at_their_levels(float64):
     np.testing.assert_allclose(ends.sigma, [30.0, 0.02], rtol=1e-14)
     np.testing.assert_array_equal(ends.alpha, 1.0)
     assert float(knot(paths.edm(40.0), 0.0).sigma) == 40.0
+
+
+def test_lipmans_path_ends_at_sigma_min(float64):
+    """`x_t = t data + (1 - (1 - sigma_min) t) noise`, whose velocity is constant in t."""
+    ends = knot(PATHS["linear_sigma_min"], np.array([0.0, 1.0]))
+    np.testing.assert_allclose(ends.alpha, [0.0, 1.0])
+    np.testing.assert_allclose(ends.sigma, [1.0, 0.1], rtol=1e-14)
+    t, data, noise = jnp.asarray([0.2, 0.9]), jnp.asarray([[2.0], [3.0]]), jnp.asarray([[-1.0], [4.0]])
+    velocity = paths.velocity(PATHS["linear_sigma_min"], data, noise, t)
+    np.testing.assert_allclose(velocity, data - 0.9 * noise, rtol=1e-14)
 
 
 @pytest.mark.parametrize("name", ["cosine", "vp", "ddpm_linear", "ddpm_cosine", "ddpm_zero_snr"])

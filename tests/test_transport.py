@@ -1,12 +1,16 @@
-"""Exact transport: parity, brute force over permutations, the auction's prices, one dimension, laws of a metric."""
+"""Transport: parity, brute force over permutations, the auction's prices, laws of a metric; entropic plans and their laws."""
 
+import functools
 import itertools
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
+from scipy.stats import norm
 
 from genjax import transport
 
@@ -110,3 +114,155 @@ def test_a_single_point():
 def test_bad_input_is_refused(x, y, power, message):
     with pytest.raises(ValueError, match=message):
         transport.assignment(x, y, power=power)
+
+
+def test_infinite_costs_forbid_pairs():
+    """Two classes that may not mix, in more rows than the auction wants: each class is solved by itself."""
+    costs, classes = cdist(points(600, 2), points(600, 2, 1)), np.arange(600) % 2
+    permutation = transport.cheapest_permutation(np.where(classes[:, None] == classes[None], costs, np.inf))
+    assert sorted(permutation) == list(range(600))
+    np.testing.assert_array_equal(classes[permutation], classes)
+    for one in (classes == 0, classes == 1):
+        block = costs[np.ix_(one, one)]
+        expected = block[linear_sum_assignment(block)].sum()
+        assert costs[one, permutation[one]].sum() == pytest.approx(expected, rel=1e-12)
+
+
+def test_costs_are_left_as_they_were():
+    costs = cdist(points(600, 2), points(600, 2, 1))
+    before = costs.copy()
+    transport.cheapest_permutation(costs)
+    np.testing.assert_array_equal(costs, before)
+
+
+@pytest.mark.parametrize(
+    ("costs", "message"),
+    [(np.zeros((3, 2)), "must be"), (np.zeros(3), "must be"), ([[np.nan]], "invalid"), ([[np.inf]], "infeasible")],
+)
+def test_bad_costs_are_refused(costs, message):
+    with pytest.raises(ValueError, match=message):
+        transport.cheapest_permutation(costs)
+
+
+# Entropic plans
+
+
+@functools.partial(jax.jit, static_argnames=("tolerance", "max_iterations"))
+def solve(costs, regularisation, tolerance=1e-3, max_iterations=1000):
+    return transport.sinkhorn(costs, regularisation=regularisation, tolerance=tolerance, max_iterations=max_iterations)
+
+
+def squared(x, y):
+    return jnp.asarray(cdist(x, y, "sqeuclidean"))
+
+
+def rows_error(log_plan):
+    return np.abs(np.exp(log_plan).sum(axis=1) - 1 / len(log_plan)).sum()
+
+
+@pytest.mark.parametrize("regularisation", [0.05, 0.5, 5.0])
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-5])
+def test_the_plan_has_its_marginals(regularisation, tolerance, float64):
+    costs = squared(points(40, 2), points(60, 2, 1))
+    plan = solve(costs, regularisation, tolerance=tolerance, max_iterations=4000)
+    np.testing.assert_allclose(np.exp(plan.log_plan).sum(axis=0), 1 / 60, rtol=1e-12)
+    assert rows_error(plan.log_plan) <= plan.error <= tolerance
+    assert 0 < plan.iterations < 4000
+
+
+def test_single_precision_reaches_the_default_tolerance():
+    costs = jnp.asarray(squared(points(100, 2), points(100, 2, 1)), jnp.float32)
+    plan = solve(costs, 0.01 * costs.mean())
+    assert plan.log_plan.dtype == jnp.float32
+    assert rows_error(plan.log_plan) <= 1.1e-3
+
+
+def test_the_plan_is_that_of_the_scaling_iteration(float64):
+    """Cuturi's `diag(u) exp(-C / r) diag(v)`, at a regularisation at which it does not underflow."""
+    costs = np.asarray(squared(points(30, 2), points(20, 2, 1)))
+    kernel, v = np.exp(-costs / 0.3), np.ones(20)
+    for _ in range(3000):
+        u = 1 / 30 / (kernel @ v)
+        v = 1 / 20 / (kernel.T @ u)
+    plan = solve(jnp.asarray(costs), 0.3, tolerance=1e-12, max_iterations=3000)
+    np.testing.assert_allclose(np.exp(plan.log_plan), u[:, None] * kernel * v[None], rtol=1e-9, atol=1e-15)
+
+
+def test_the_potentials_value_is_the_entropic_cost(float64):
+    """Strong duality: <P, C> + r KL(P | 1/nm) = mean f + mean g."""
+    costs = squared(points(30, 2), points(20, 2, 1))
+    plan = solve(costs, 0.2, tolerance=1e-12, max_iterations=3000)
+    mass = np.exp(plan.log_plan)
+    primal = np.sum(mass * costs) + 0.2 * np.sum(mass * (plan.log_plan + np.log(600)))
+    assert primal == pytest.approx(float(plan.first.mean() + plan.second.mean()), rel=1e-10)
+
+
+def test_the_cost_falls_to_that_of_the_exact_assignment(float64):
+    """<P, C> falls with r, and is between the optimum and `r log n` above it."""
+    x, y = REFERENCE["x"], REFERENCE["y"]
+    costs, optimum, before = squared(x, y), float(REFERENCE["w2_squared"]), np.inf
+    for regularisation in (1.0, 0.3, 0.1, 0.03, 0.01):
+        plan = solve(costs, regularisation, tolerance=1e-6, max_iterations=5000)
+        cost = float(np.sum(np.exp(plan.log_plan) * costs))
+        assert optimum - 1e-5 <= cost <= optimum + regularisation * np.log(len(x)) + 1e-5
+        assert cost < before
+        before = cost
+    assert cost < 1.01 * optimum
+
+
+def test_much_regularisation_makes_pairs_independent(float64):
+    plan = solve(squared(points(10, 2), points(20, 2, 1)), 1e5)
+    np.testing.assert_allclose(np.exp(plan.log_plan), 1 / 200, rtol=1e-3)
+
+
+@pytest.mark.parametrize("regularisation", [0.2, 1.0, 4.0])
+def test_between_gaussians_the_plan_is_gaussian(regularisation, float64):
+    """On the line its covariance c solves `c^2 + r c / 2 = a b`, a and b the variances (Janati et al. 2020, 2006.02572)."""
+    quantiles = norm.ppf((np.arange(400) + 0.5) / 400)[:, None]
+    x, y = 0.7 * quantiles, 3.0 + 1.5 * quantiles
+    mass = np.exp(solve(squared(x, y), regularisation, tolerance=1e-8).log_plan)
+    covariance = np.sum(mass * x * (y - 3.0).T)
+    expected = np.sqrt(x.var() * y.var() + regularisation**2 / 16) - regularisation / 4
+    assert covariance == pytest.approx(expected, rel=0.01)
+
+
+def test_forbidden_pairs_have_no_mass(float64):
+    costs, classes = squared(points(30, 2), points(30, 2, 1)), np.arange(30) % 3
+    allowed = classes[:, None] == classes[None]
+    plan = solve(jnp.where(allowed, costs, jnp.inf), 1.0, tolerance=1e-8)
+    mass = np.exp(plan.log_plan)
+    assert np.all(mass[~allowed] == 0)
+    np.testing.assert_allclose(mass.sum(axis=1), 1 / 30, rtol=1e-6)
+    alone = solve(costs[::3, ::3], 1.0, tolerance=1e-8)
+    np.testing.assert_allclose(mass[::3, ::3], np.exp(alone.log_plan) / 3, rtol=1e-5, atol=1e-12)
+
+
+def test_a_loose_tolerance_does_not_stop_it_before_the_regularisation_asked_for(float64):
+    costs = squared(points(50, 2), points(50, 2, 1))
+    plan = solve(costs, 0.05, tolerance=1.0)
+    expected = (plan.first[:, None] + plan.second[None, :] - costs) / 0.05 - np.log(2500)
+    np.testing.assert_allclose(plan.log_plan, expected, rtol=1e-10)
+
+
+def test_iterations_are_bounded_and_the_error_tells():
+    plan = solve(jnp.asarray(squared(points(50, 2), points(50, 2, 1)), jnp.float32), 0.003, max_iterations=20)
+    assert plan.iterations == 20
+    assert plan.error > 1e-3
+
+
+def test_another_regularisation_does_not_recompile():
+    traces = []
+
+    @jax.jit
+    def run(costs, regularisation):
+        traces.append(1)
+        return transport.sinkhorn(costs, regularisation=regularisation).log_plan
+
+    for regularisation in (0.1, 0.2, 3.0):
+        run(jnp.ones((3, 4)), regularisation)
+    assert len(traces) == 1
+
+
+def test_costs_that_are_no_matrix_are_refused():
+    with pytest.raises(ValueError, match="must be"):
+        transport.sinkhorn(jnp.zeros(3), regularisation=1.0)
