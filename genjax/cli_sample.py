@@ -28,7 +28,7 @@ class Options:
     )
     """how many samples, or held-out examples (--log-prob: by default 10000 points, 1000 images)"""
     sampler: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: by method)")] = None
-    """euler, heun, midpoint, rk4, ddim, ddpm, ddpm-large or euler-maruyama"""
+    """euler, heun, midpoint, rk4, ddim, ddpm, ddpm-large, euler-maruyama, predictor-corrector or annealed-langevin"""
     steps: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: by method)")] = None
     """steps of the sampler"""
     seed: int = 0

@@ -79,7 +79,8 @@ def test_run_directory_holds_what_the_readme_says(runs):
     assert (directory / "samples" / "step-0000040.png").exists()
 
 
-SAMPLERS = ["euler", "heun", "midpoint", "rk4", "ddim", "ddpm", "ddpm-large", "euler-maruyama"]
+SAMPLERS = ["euler", "heun", "midpoint", "rk4", "ddim", "ddpm", "ddpm-large"]
+SAMPLERS += ["euler-maruyama", "predictor-corrector", "annealed-langevin"]
 
 
 @pytest.mark.parametrize(
@@ -111,12 +112,16 @@ def test_any_sampler_on_any_run(runs, tmp_path, name, sampler):
         ("ddpm", ["--betas", "cosine", "--predict", "v", "--zero-terminal-snr"]),
         ("ddpm", ["--predict", "data", "--weighting", "min-snr"]),
         ("ddpm", ["--weighting", "sigmoid"]),
+        ("edm", []),
+        ("ncsn", ["--levels", "5"]),
+        ("score-sde", ["--sde", "ve", "--weighting", "likelihood"]),
+        ("score-sde", ["--sde", "sub-vp"]),
     ],
 )
 def test_every_path_and_prediction_can_be_sampled_by_every_kind_of_sampler(tmp_path, method, options):
     out = tmp_path / "run"
     assert train(method, "--data", "mixture1d", "--out", out, *TINY, "--evaluations", 1, *options) == 0
-    for sampler in ("rk4", "ddim", "euler-maruyama"):
+    for sampler in ("rk4", "ddim", "predictor-corrector"):
         assert sample(out, "--num", 8, "--sampler", sampler, "--steps", 4) == 0
         assert np.isfinite(np.load(out / "samples" / "samples.npz")["samples"]).all()
 

@@ -12,11 +12,14 @@ from types import ModuleType
 
 from genjax.methods import (
     ddpm,
+    edm,
     flow_matching,
     gan,
     made,
+    ncsn,
     pixelcnn,
     realnvp,
+    score_sde,
     spline_flow,
     vae,
     wgan,
@@ -26,6 +29,9 @@ from genjax.methods import (
 METHODS: dict[str, ModuleType] = {
     "flow-matching": flow_matching,
     "ddpm": ddpm,
+    "edm": edm,
+    "ncsn": ncsn,
+    "score-sde": score_sde,
     "vae": vae,
     "gan": gan,
     "wgan": wgan,

@@ -12,13 +12,14 @@ import jax.numpy as jnp
 import optax
 
 from genjax import paths, predictions, samplers, times
-from genjax.arrays import as_example_keys, fold_each, normal
+from genjax.arrays import as_example_keys, expand, fold_each, normal
 from genjax.errors import UsageError, unknown
 from genjax.losses import denoising
 from genjax.training.steps import from_loss, new_state, with_ema
 from genjax.typing import (
     Array,
     Batch,
+    Examples,
     Key,
     Knot,
     Method,
@@ -60,6 +61,37 @@ def uniform_knots(path: Path, predict: predictions.Kind, steps: int) -> Knot:
         with jax.ensure_compile_time_eval():
             start = float(paths.time_of_log_snr(path, 2 * jnp.log(0.001)))
     return paths.knots(path, times.uniform(path, steps, start=start))
+
+
+def data_std(examples: Examples) -> float:
+    """About the standard deviation of such data in model units: points are standardised, images fill (-1, 1)."""
+    return 0.5 if examples.are_images else 1.0
+
+
+def greatest_distance(examples: Examples) -> float:
+    """About the greatest distance between two examples in model units, where noise that hides all data begins.
+
+    Song & Ermon 2020 (arXiv 2006.09011), section 3.1.
+    """
+    return 50.0 if examples.are_images else 10.0
+
+
+def ending_at_data(grid: Knot) -> Knot:
+    """`grid` with its last noise level replaced by 0, so that samplers land on the mean of the data given x."""
+    return grid._replace(sigma=grid.sigma.at[-1].set(0.0))
+
+
+def with_unit_input(net: Net, path: Path, *, data_std: float, clock: Callable[[Array], Array] = lambda t: t) -> Net:
+    """`net` shown `x_t` divided by its standard deviation, and `clock(t)`: for paths on which x_t grows.
+
+    Karras et al. 2022 (arXiv 2206.00364), `c_in` and `c_noise` of table 1.
+    """
+
+    def apply(params: Params, x: Array, t: Array, *label: Array) -> Array:
+        scale = jax.lax.rsqrt(path.sigma(t) ** 2 + (data_std * path.alpha(t)) ** 2)
+        return net.apply(params, expand(scale, x) * x, clock(t), *label)
+
+    return Net(net.init, apply)
 
 
 def build(

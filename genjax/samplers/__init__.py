@@ -23,6 +23,8 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "ddpm": lambda path, **_: ddpm(),
     "ddpm-large": lambda path, **_: ddpm("large"),
     "euler-maruyama": lambda path, **_: euler_maruyama(path),
+    "predictor-corrector": lambda path, **_: predictor_corrector(euler_maruyama(path)),
+    "annealed-langevin": lambda path, **_: annealed_langevin(),
 }
 
 __all__ = [
