@@ -141,6 +141,7 @@ def denoising_loss(
     error: Kind | None = None,
     weighting: Weighting = uniform,
     density: TimeDensity | None = None,
+    noise: Array | None = None,
 ) -> Array:
     """`denoising_error` at drawn times and standard normal noise: `[B]`.
 
@@ -153,11 +154,13 @@ def denoising_loss(
         error: the quantity whose error is taken; default `predict`.
         weighting: factor on the squared error of that kind.
         density: draws the times; default uniform on the path's clock.
+        noise: what each example is mixed with, `[B, ...]`; default drawn, independent and standard normal.
     """
     time_key, noise_key = jax.random.split(key)
     density = times.uniform_density(path) if density is None else density
     t = density(time_key, data.shape[0]).astype(data.dtype)
-    noise = jax.random.normal(noise_key, data.shape, data.dtype)
+    if noise is None:
+        noise = jax.random.normal(noise_key, data.shape, data.dtype)
     return denoising_error(model, data, noise, t, path=path, predict=predict, error=error, weighting=weighting)
 
 

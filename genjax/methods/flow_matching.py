@@ -7,17 +7,22 @@ Lipman et al. 2023 (arXiv 2210.02747), Liu et al. 2023 (arXiv 2209.03003), Alber
 """
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
+import jax
+import jax.numpy as jnp
 import optax
+import tyro
 
-from genjax import paths, predictions, times
-from genjax.errors import UsageError
+from genjax import couplings, paths, predictions, times
+from genjax.errors import UsageError, unknown
 from genjax.losses import denoising
 from genjax.methods import network_options, path_models
 from genjax.methods.network_options import NetworkOptions
+from genjax.methods.path_models import Source
 from genjax.methods.recommended import Recommended, for_path_models
-from genjax.typing import Examples, Method
+from genjax.training.data import toys
+from genjax.typing import Array, Examples, Key, Method
 
 _PATHS = {"linear": paths.linear, "cosine": paths.cosine, "vp": paths.vp}
 _DENSITIES = {
@@ -38,6 +43,12 @@ class Config:
     """what the network predicts, and in what the squared error is taken"""
     time_density: Literal["uniform", "low-discrepancy", "logit-normal", "cosmap"] = "low-discrepancy"
     """how training times are drawn"""
+    coupling: Literal["independent", "optimal", "entropic"] = "independent"
+    """which noise a batch pairs with which example: by chance, by least total squared distance, or near to that"""
+    regularisation: float = 0.05
+    """of the entropic coupling, in units of the mean squared distance"""
+    source: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: N(0, I))")] = None
+    """the 2-D data set, standardised, that takes the place of the noise"""
     class_conditional: bool = False
     """learn p(data | label); labels are dropped in training so that guidance works"""
     label_dropout: float = 0.1
@@ -61,6 +72,10 @@ def resolve(config: Config, examples: Examples) -> Config:
     path_models.check_labels(config.class_conditional, config.label_dropout, examples.num_classes)
     if config.path == "vp" and config.predict == "velocity":
         raise UsageError("the velocity of --path vp is infinite at the data: use --predict v, noise or data")
+    if not config.regularisation > 0:
+        raise UsageError(f"--regularisation is {config.regularisation}; expected more than 0")
+    if config.source is not None:
+        _check_source(config, examples)
     return dataclasses.replace(config, network=network_options.resolve(config.network, examples.event_shape))
 
 
@@ -86,4 +101,32 @@ def build(config: Config, optimizer: optax.GradientTransformation, examples: Exa
         ema_decay=config.ema_decay,
         label_dropout=config.label_dropout,
         compiler_options=network_options.compiler_options(config.network),
+        source=None if config.source is None else _source(config.source),
+        coupling={
+            "independent": None,
+            "optimal": couplings.optimal,
+            "entropic": couplings.entropic(config.regularisation, relative=True),
+        }[config.coupling],
     )
+
+
+def _check_source(config: Config, examples: Examples) -> None:
+    if config.source not in toys.GENERATORS:
+        raise unknown("source", config.source or "", toys.GENERATORS)
+    if toys.toy(config.source).examples.event_shape != examples.event_shape:
+        raise UsageError(f"--source {config.source} has not the shape {examples.event_shape} of the data")
+    if config.path != "linear":
+        raise UsageError(f"--source needs --path linear, on which it moves to the data at once; not {config.path}")
+    if config.predict in ("noise", "v"):
+        raise UsageError(f"--predict {config.predict} is for Gaussian noise; with --source use velocity or data")
+
+
+def _source(name: str) -> Source:
+    """Draws, with replacement, of the standardised training points of the data set `name`."""
+    dataset = toys.toy(name)
+    points = jnp.asarray(dataset.scaling.to_model(jnp.asarray(dataset.train.data)))
+
+    def draw(keys: Key) -> Array:
+        return points[jax.vmap(lambda key: jax.random.randint(key, (), 0, len(points)))(keys)]
+
+    return draw

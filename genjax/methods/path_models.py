@@ -13,6 +13,7 @@ import optax
 
 from genjax import paths, predictions, samplers, times
 from genjax.arrays import as_example_keys, expand, fold_each, normal
+from genjax.couplings import Coupling
 from genjax.errors import UsageError, unknown
 from genjax.losses import denoising
 from genjax.training.steps import from_loss, new_state, with_ema
@@ -34,6 +35,16 @@ from genjax.typing import (
 
 _INITIAL_NOISE = 2**31 - 1
 """Folded into an example's key for the noise it starts from; steps fold in 0, 1, 2, ..."""
+
+_SOURCE = 2
+"""Folded into a step's key, which is split in two, for draws of the source and their pairs."""
+
+
+Source = Callable[[Key], Array]
+"""`keys [B] -> [B, ...]`, draws of the distribution at the noise end, each from its own key."""
+
+_FOR_ANY_SOURCE = ("euler", "heun", "midpoint", "rk4", "ddim")
+"""Samplers that add no Gaussian noise of their own."""
 
 
 def check_labels(class_conditional: bool, label_dropout: float, num_classes: int) -> None:
@@ -112,6 +123,8 @@ def build(
     ema_decay: float,
     label_dropout: float,
     compiler_options: dict[str, str] | None,
+    source: Source | None = None,
+    coupling: Coupling | None = None,
 ) -> Method:
     """The method of a network that predicts `predict` on `path`.
 
@@ -133,10 +146,21 @@ def build(
         ema_decay: of the moving average that sampling uses.
         label_dropout: probability of the null label in training.
         compiler_options: for a `jit` of the step and the sampling.
+        source: what is at the noise end; default N(0, I).
+        coupling: pairs its draws with the examples of a batch, within classes where there are labels; default as drawn.
     """
+    draw_source = source or (lambda keys: normal(keys, (len(keys), *event_shape)))
+
+    def paired_source(key: Key, data: Array, label: Array | None) -> Array | None:
+        if source is None and coupling is None:
+            return None
+        draw_key, pair_key = jax.random.split(key)
+        drawn = draw_source(as_example_keys(draw_key, len(data)))
+        return drawn if coupling is None else drawn[coupling(pair_key, drawn, data, label=label)]
 
     def loss(params: Params, key: Key, batch: Batch) -> tuple[Array, Metrics]:
         loss_key, label_key = jax.random.split(key)
+        noise = paired_source(jax.random.fold_in(key, _SOURCE), batch.data, batch.label if num_classes else None)
         label = None
         if num_classes:
             label = _labels_of(batch)
@@ -151,6 +175,7 @@ def build(
             error=error,
             weighting=weighting,
             density=density,
+            noise=noise,
         )
         return jnp.mean(errors), {}
 
@@ -186,7 +211,7 @@ def build(
         chosen, grid = sampler_of(sampler), grid_of(steps)
         keys = as_example_keys(key, num)
         if noise is None:
-            noise = normal(fold_each(keys, jnp.uint32(_INITIAL_NOISE)), (num, *event_shape))
+            noise = draw_source(fold_each(keys, jnp.uint32(_INITIAL_NOISE)))
         denoise = predictions.denoiser(sampling_model(params, num, label, guidance), path, predict)
         start = grid.sigma[0] * noise
         if not trace:
@@ -197,6 +222,10 @@ def build(
     def sampler_of(name: str) -> samplers.Sampler:
         if name not in samplers.SAMPLERS:
             raise unknown("sampler", name, samplers.SAMPLERS)
+        if source is not None and name not in _FOR_ANY_SOURCE:
+            raise UsageError(
+                f"--sampler {name} needs Gaussian noise, which --source replaces: use {', '.join(_FOR_ANY_SOURCE)}"
+            )
         return samplers.SAMPLERS[name](path, first_order_end=first_order_end or None)
 
     def grid_of(steps: int) -> Knot:
