@@ -7,6 +7,7 @@ options; `first_order_end` (see `genjax.samplers.ode`) matters only to those tha
 from collections.abc import Callable
 
 from genjax.samplers.ancestral import ddim, ddpm
+from genjax.samplers.consistency import consistency_sample
 from genjax.samplers.guidance import classifier_free
 from genjax.samplers.langevin_dynamics import annealed_langevin, dwell, langevin, mala, predictor_corrector
 from genjax.samplers.loop import Sampler, calls_per_step, sample
@@ -33,6 +34,7 @@ __all__ = [
     "annealed_langevin",
     "calls_per_step",
     "classifier_free",
+    "consistency_sample",
     "ddim",
     "ddpm",
     "dwell",
