@@ -19,6 +19,7 @@ from genjax.methods import (
     ncsn,
     pixelcnn,
     realnvp,
+    rectified_flow,
     score_sde,
     spline_flow,
     vae,
@@ -28,6 +29,7 @@ from genjax.methods import (
 
 METHODS: dict[str, ModuleType] = {
     "flow-matching": flow_matching,
+    "rectified-flow": rectified_flow,
     "ddpm": ddpm,
     "edm": edm,
     "ncsn": ncsn,

@@ -55,6 +55,11 @@ def check_labels(class_conditional: bool, label_dropout: float, num_classes: int
         raise UsageError(f"--label-dropout is {label_dropout}; expected at least 0 and below 1")
 
 
+def drop_labels(key: Key, label: Array, label_dropout: float, num_classes: int) -> Array:
+    """Each label `[B]` replaced by the null label `num_classes` with probability `label_dropout`."""
+    return jnp.where(jax.random.bernoulli(key, label_dropout, label.shape), num_classes, label)
+
+
 def singular_at_noise(path: Path, predict: predictions.Kind) -> bool:
     """Whether a prediction of `predict` leaves the data undetermined where the path is noise (alpha = 0)."""
     with jax.ensure_compile_time_eval():
@@ -164,8 +169,7 @@ def build(
         label = None
         if num_classes:
             label = _labels_of(batch)
-            dropped = jax.random.bernoulli(label_key, label_dropout, label.shape)
-            label = jnp.where(dropped, num_classes, label)
+            label = drop_labels(label_key, label, label_dropout, num_classes)
         errors = denoising.denoising_loss(
             net.bind(params, label),
             loss_key,
