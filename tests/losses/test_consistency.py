@@ -23,17 +23,19 @@ from genjax.losses.consistency import (
     consistency_function,
     consistency_training_error,
     consistency_training_loss,
-    doubling_levels,
     euler_step,
-    growing_levels,
     heun_step,
     inverse_gap,
-    karras_levels,
-    lognormal_intervals,
     pseudo_huber,
     squared,
-    target_decay,
     uniform,
+)
+from genjax.losses.consistency_grids import (
+    doubling_levels,
+    growing_levels,
+    karras_levels,
+    lognormal_intervals,
+    target_decay,
     uniform_intervals,
 )
 
