@@ -87,6 +87,11 @@ class Examples(NamedTuple):
         """Whether an example is `[H, W, C]`, not a point `[D]`."""
         return len(self.event_shape) == 3
 
+    @property
+    def are_small_images(self) -> bool:
+        """Whether an example is an image of at most 16x16 pixels, for which defaults are wider networks and fewer steps."""
+        return self.are_images and max(self.event_shape[:2]) <= 16
+
 
 class State(NamedTuple):
     """Everything that training changes, and so everything that a checkpoint holds.

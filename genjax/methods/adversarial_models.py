@@ -62,10 +62,6 @@ _IMAGES = Players(latent=64, signs=0, width=16, depth=0, octaves=0)
 _SMALL_IMAGES = dataclasses.replace(_IMAGES, width=32)
 
 
-def _are_small(examples: Examples) -> bool:
-    return max(examples.event_shape[:2]) <= 16
-
-
 def resolve(config: Any, examples: Examples, *, points: Players = POINTS) -> Any:
     """`config` (of a method with `players`, `critic_steps`, `class_conditional`) with the defaults of its players.
 
@@ -94,7 +90,7 @@ def _resolve_players(players: Players, examples: Examples, points: Players) -> P
             if given.get(name):
                 raise UsageError(f"--{name} is for points; images have layers by their size")
         check_halvings(examples, _HALVINGS)
-    images = _SMALL_IMAGES if _are_small(examples) else _IMAGES
+    images = _SMALL_IMAGES if examples.are_small_images else _IMAGES
     defaults = dataclasses.asdict(images if examples.are_images else points)
     defaults["signs"] = min(defaults["signs"], given.get("latent", defaults["latent"]) - 1)
     players = Players(**(defaults | given))
@@ -114,7 +110,7 @@ def recommended(examples: Examples, *, critic_steps: int = 1) -> Recommended:
     """Training that gives a good result on such examples; no momentum, as the game turns."""
     if not examples.are_images:
         return Recommended(30_000, 256, 2e-3, steps_per_dispatch=200, b1=0.0, b2=0.99)
-    steps = 4_000 if critic_steps == 1 or _are_small(examples) else 10_000
+    steps = 4_000 if critic_steps == 1 or examples.are_small_images else 10_000
     return Recommended(steps, 64, 1e-3, steps_per_dispatch=convolution_steps_per_dispatch(), b1=0.0, b2=0.99)
 
 
@@ -252,7 +248,9 @@ def build(
         fakes = generate(params["generator"], each, len(each), labels)
         logits = critic_with(params["critic"], labels)(fakes)
         rows = (num, candidates)
-        return importance_resample(keys, fakes.reshape(*rows, *examples.event_shape), logits.reshape(rows))
+        return importance_resample(
+            fold_each(keys, jnp.uint32(3)), fakes.reshape(*rows, *examples.event_shape), logits.reshape(rows)
+        )
 
     def labels_for(keys: Key, label: Array | None) -> Array | None:
         if label is not None and not num_classes:

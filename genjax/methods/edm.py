@@ -65,10 +65,7 @@ def resolve(config: Config, examples: Examples) -> Config:
         UsageError: options that do not fit the data or each other.
     """
     path_models.check_labels(config.class_conditional, config.label_dropout, examples.num_classes)
-    if not 0 < config.sigma_min < config.sigma_max < math.inf:
-        raise UsageError(
-            f"--sigma-min is {config.sigma_min} and --sigma-max {config.sigma_max}; expected 0 < min < max"
-        )
+    path_models.check_levels(config.sigma_min, config.sigma_max)
     data_std = path_models.data_std(examples) if config.data_std is None else config.data_std
     for name, value in {"rho": config.rho, "data-std": data_std, "log-sigma-std": config.log_sigma_std}.items():
         if not 0 < value < math.inf:

@@ -55,7 +55,7 @@ class Config:
 def recommended(examples: Examples) -> Recommended:
     """Training that gives a good result on such examples."""
     if examples.are_images:
-        steps, batch_size = (500, 128) if max(examples.event_shape[:2]) <= 16 else (3_000, 64)
+        steps, batch_size = (500, 128) if examples.are_small_images else (3_000, 64)
         return Recommended(steps, batch_size, 1e-3, steps_per_dispatch=convolution_steps_per_dispatch())
     return Recommended(steps=15_000, batch_size=512, learning_rate=1e-3, steps_per_dispatch=100)
 

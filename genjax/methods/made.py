@@ -44,7 +44,7 @@ class Config:
 def recommended(examples: Examples) -> Recommended:
     """Training that gives a good result on such examples."""
     if examples.are_images:
-        steps = 1_500 if _are_small(examples) else 10_000
+        steps = 1_500 if examples.are_small_images else 10_000
         return Recommended(steps, 128, 2e-3, steps_per_dispatch=50)
     return Recommended(steps=5_000, batch_size=512, learning_rate=4e-3, steps_per_dispatch=100)
 
@@ -63,7 +63,7 @@ def resolve(config: Config, examples: Examples) -> Config:
     if examples.are_images and examples.levels != 2:
         kind = f"of {examples.levels} levels" if examples.levels else "of floats"
         raise UsageError(f"made takes points and images of two levels; for images {kind} use --binarise or pixelcnn")
-    width, depth = (128, 3) if not examples.are_images else (256, 1) if _are_small(examples) else (1024, 1)
+    width, depth = (128, 3) if not examples.are_images else (256, 1) if examples.are_small_images else (1024, 1)
     return dataclasses.replace(
         config,
         width=config.width or width,
@@ -108,10 +108,6 @@ def build(config: Config, optimizer: optax.GradientTransformation, examples: Exa
         network_calls=dimensions,
         ema_decay=config.ema_decay,
     )
-
-
-def _are_small(examples: Examples) -> bool:
-    return examples.are_images and math.prod(examples.event_shape) <= 16 * 16
 
 
 def _mixture(output: Array) -> tuple[Array, Array, Array]:

@@ -9,15 +9,15 @@ Song & Ermon 2020 (2006.09011). The network predicts the noise, `-sigma score`.
 """
 
 import dataclasses
-import math
 from typing import Annotated
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
 
-from genjax import paths, predictions, times
+from genjax import paths, predictions
 from genjax.errors import UsageError
 from genjax.losses import denoising
 from genjax.methods import network_options, path_models
@@ -58,8 +58,7 @@ def resolve(config: Config, examples: Examples) -> Config:
     """
     path_models.check_labels(config.class_conditional, config.label_dropout, examples.num_classes)
     sigma_max = path_models.greatest_distance(examples) if config.sigma_max is None else config.sigma_max
-    if not 0 < config.sigma_min < sigma_max < math.inf:
-        raise UsageError(f"--sigma-min is {config.sigma_min} and --sigma-max {sigma_max}; expected 0 < min < max")
+    path_models.check_levels(config.sigma_min, sigma_max)
     levels = (100 if examples.are_images else 30) if config.levels is None else config.levels
     if levels < 2:
         raise UsageError(f"--levels is {levels}; expected at least 2")
@@ -75,7 +74,7 @@ def build(config: Config, optimizer: optax.GradientTransformation, examples: Exa
     net = network_options.make_net(config.network, examples.event_shape, num_classes)
 
     def density(key: Key, num: int) -> Array:
-        return times.discrete_density(levels)(key, num) * levels / (levels - 1) - 1 / (levels - 1)
+        return jax.random.randint(key, (num,), 0, levels) / (levels - 1)
 
     def knots(steps: int) -> Knot:
         """Every level for an equal number of steps where there are more steps than levels, else some levels."""

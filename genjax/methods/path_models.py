@@ -4,6 +4,7 @@ Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598): with labels, tr
 `num_classes` with probability `label_dropout`, and sampling at scale s uses `uncond + s (cond - uncond)`.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -90,6 +91,12 @@ def greatest_distance(examples: Examples) -> float:
     Song & Ermon 2020 (arXiv 2006.09011), section 3.1.
     """
     return 50.0 if examples.are_images else 10.0
+
+
+def check_levels(sigma_min: float, sigma_max: float) -> None:
+    """Refuse (UsageError) noise levels that are not finite, positive and in order."""
+    if not 0 < sigma_min < sigma_max < math.inf:
+        raise UsageError(f"--sigma-min is {sigma_min} and --sigma-max {sigma_max}; expected 0 < min < max")
 
 
 def ending_at_data(grid: Knot) -> Knot:

@@ -7,7 +7,6 @@ a row, and the part that goes along a row once a pixel, on that row alone. van d
 """
 
 import dataclasses
-import math
 from typing import TYPE_CHECKING, Annotated
 
 import jax
@@ -43,7 +42,7 @@ class Config:
 
 def recommended(examples: Examples) -> Recommended:
     """Training that gives a good result on such examples."""
-    steps, rate = (900, 1e-3) if math.prod(examples.event_shape) <= 16 * 16 else (3_000, 2e-3)
+    steps, rate = (900, 1e-3) if examples.are_small_images else (3_000, 2e-3)
     return Recommended(steps, 32, rate, steps_per_dispatch=convolution_steps_per_dispatch())
 
 

@@ -81,6 +81,7 @@ def build(config: Config, optimizer: optax.GradientTransformation, examples: Exa
     config = resolve(config, examples)
     round_steps, num_classes = config.round_steps or 1, examples.num_classes if config.class_conditional else 0
     path = paths.linear()
+    density = times.low_discrepancy_density(path)
     net = network_options.make_net(config.network, examples.event_shape, num_classes)
     base = path_models.build(
         net,
@@ -91,7 +92,7 @@ def build(config: Config, optimizer: optax.GradientTransformation, examples: Exa
         predict=predictions.velocity,
         error=predictions.velocity,
         weighting=denoising.uniform,
-        density=times.low_discrepancy_density(path),
+        density=density,
         knots=lambda steps: path_models.uniform_knots(path, predictions.velocity, steps),
         default_sampler="euler",
         default_steps=4,
@@ -124,7 +125,9 @@ def build(config: Config, optimizer: optax.GradientTransformation, examples: Exa
             seen = label
             if label is not None:
                 seen = path_models.drop_labels(label_key, label, config.label_dropout, num_classes)
-            errors = conditional_flow_matching_loss(net.bind(params, seen), loss_key, batch.data, noise=noise)
+            errors = conditional_flow_matching_loss(
+                net.bind(params, seen), loss_key, batch.data, noise=noise, density=density
+            )
             return jnp.mean(errors), {}
 
         state, metrics = from_loss(loss, optimizer)(state._replace(frozen=teacher), batch._replace(data=data))

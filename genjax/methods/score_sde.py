@@ -27,7 +27,7 @@ from genjax.typing import Examples, Knot, Method, Path
 _WEIGHTINGS = {"uniform": denoising.uniform, "likelihood": denoising.likelihood}
 
 _FIRST_TIME = 1e-4
-"""Where training and sampling start on vp and sub-vp: nearer to the data the noise to be predicted drowns in float32."""
+"""The last time before the data that training draws on vp and sub-vp: beyond it the noise drowns in float32."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +68,7 @@ def resolve(config: Config, examples: Examples) -> Config:
     """
     path_models.check_labels(config.class_conditional, config.label_dropout, examples.num_classes)
     sigma_max = path_models.greatest_distance(examples) if config.sigma_max is None else config.sigma_max
-    if not 0 < config.sigma_min < sigma_max < math.inf:
-        raise UsageError(f"--sigma-min is {config.sigma_min} and --sigma-max {sigma_max}; expected 0 < min < max")
+    path_models.check_levels(config.sigma_min, sigma_max)
     if not 0 <= config.beta_min < config.beta_max < math.inf:
         raise UsageError(f"--beta-min is {config.beta_min} and --beta-max {config.beta_max}; expected 0 <= min < max")
     network = network_options.resolve(config.network, examples.event_shape)

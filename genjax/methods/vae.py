@@ -59,13 +59,9 @@ class Config:
 def recommended(examples: Examples) -> Recommended:
     """Training that gives a good result on such examples."""
     if examples.are_images:
-        steps = 1_500 if _are_small(examples) else 2_500
+        steps = 1_500 if examples.are_small_images else 2_500
         return Recommended(steps, 128, 1e-3, steps_per_dispatch=convolution_steps_per_dispatch())
     return Recommended(steps=10_000, batch_size=128, learning_rate=2e-3, steps_per_dispatch=100)
-
-
-def _are_small(examples: Examples) -> bool:
-    return max(examples.event_shape[:2]) <= 16
 
 
 def resolve(config: Config, examples: Examples) -> Config:
@@ -98,7 +94,7 @@ def resolve(config: Config, examples: Examples) -> Config:
         latent=config.latent or (16 if examples.are_images else 2),
         importance_samples=config.importance_samples or (1 if examples.are_images or weighted else 16),
         likelihood=config.likelihood or ("discretized-logistic" if examples.levels else "gaussian"),
-        width=config.width or (128 if not examples.are_images else 32 if _are_small(examples) else 16),
+        width=config.width or (128 if not examples.are_images else 32 if examples.are_small_images else 16),
     )
 
 
