@@ -18,7 +18,7 @@ FIELDS = {"log_prob": "log_prob", "reconstruct": "reconstruct", "latent_grid": "
 """The options that ask something, and what of a `Method` answers."""
 
 _NEEDED = {"log_prob": "log-likelihood", "reconstruct": "reconstruction", "latent_grid": "decoder of codes"}
-_FOR_SAMPLES_ALONE = ("sampler", "steps", "classes", "guidance", "trajectory")
+_FOR_SAMPLES_ALONE = ("sampler", "steps", "classes", "guidance", "candidates", "temperature", "trajectory")
 _MOST_EXAMPLES = {"points": 10_000, "images": 1_000}
 _PICTURED = {"points": 1_000, "images": 64}
 _IMAGE_COLUMNS = 16

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import math
 import sys
 import time
 from pathlib import Path
@@ -28,7 +29,8 @@ class Options:
     )
     """how many samples, or held-out examples (--log-prob: by default 10000 points, 1000 images)"""
     sampler: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: by method)")] = None
-    """euler, heun, midpoint, rk4, ddim, ddpm, ddpm-large, euler-maruyama, predictor-corrector or annealed-langevin"""
+    """euler, heun, midpoint, rk4, ddim, ddpm, ddpm-large, heun-churn, euler-maruyama, predictor-corrector or
+    annealed-langevin"""
     steps: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: by method)")] = None
     """steps of the sampler"""
     seed: int = 0
@@ -39,6 +41,8 @@ class Options:
     """classifier-free guidance: uncond + guidance * (cond - uncond)"""
     candidates: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: by method)")] = None
     """fakes from which the critic's odds draw each sample; 1 is the generator alone (gan)"""
+    temperature: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: 1)")] = None
+    """deviation of the noise; below 1 samples are likelier, and less varied (realnvp, spline-flow)"""
     trajectory: bool = False
     """also write the way from noise to data, as a GIF and as a strip of times"""
     log_prob: bool = False
@@ -64,6 +68,8 @@ def main(arguments: list[str]) -> int:
         raise UsageError(f"--num is {options.num}; expected at least 1")
     if options.batch_size is not None and options.batch_size < 1:
         raise UsageError(f"--batch-size is {options.batch_size}; expected at least 1")
+    if options.temperature is not None and not 0 <= options.temperature < math.inf:
+        raise UsageError(f"--temperature is {options.temperature}; expected a number of at least 0")
 
     import jax
     import numpy as np
@@ -100,7 +106,7 @@ def main(arguments: list[str]) -> int:
 def _method_options(options: Options, run: Any) -> dict[str, Any]:
     """The sampling options that were given, checked against those that the method has."""
     offered = inspect.signature(run.method.sample).parameters
-    given = {name: getattr(options, name) for name in ("sampler", "steps", "guidance", "candidates")}
+    given = {name: getattr(options, name) for name in ("sampler", "steps", "guidance", "candidates", "temperature")}
     given = {name: value for name, value in given.items() if value is not None}
     given |= {"trace": True} if options.trajectory else {}
     flags = {"trace": "trajectory"}

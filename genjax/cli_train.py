@@ -60,7 +60,7 @@ def _command(name: str, module: Any) -> Any:
         [("method", module.Config, module.Config()), ("training", TrainingOptions, TrainingOptions())],
         frozen=True,
     )
-    command.__doc__ = f"{_summary(module)}\n\nNo option is needed; the same command again resumes."
+    command.__doc__ = f"{_summary(module)}\n\nWhat is not given is chosen; the same command again resumes."
     return command
 
 
@@ -72,13 +72,15 @@ def _train(name: str, module: Any, config: Any, options: Any) -> int:
     training_options.check(options)
     dataset = data.load(options.data, data_dir=options.data_dir, download=options.download)
     dataset = data.binarised(dataset) if options.binarise else dataset
-    config = module.resolve(config, dataset.examples)
-    options = _resolve(options, module.recommended(dataset.examples), dataset.name)
     from genjax import runs
 
+    opened = runs.open_other(module, config, dataset, _note)
+    other_description, other = opened or (None, None)
+    config = module.resolve(config, dataset.examples, *runs.accepts(module, other))
+    options = _resolve(options, module.recommended(dataset.examples), dataset.name)
     cli.use_compilation_cache()
-    description = runs.describe(name, config, options, dataset)
-    method = module.build(config, runs.optimizer_of(options), dataset.examples)
+    description = runs.describe(name, config, options, dataset, other_description)
+    method = module.build(config, runs.optimizer_of(options), dataset.examples, *runs.accepts(module, other))
     suffix = "-binarised" if options.binarise else ""
     directory = Path(options.out or f"runs/{name}-{Path(dataset.name).stem}{suffix}")
     with open_run(directory, description, fresh=options.fresh, replace=options.replace, warn=_note) as status:

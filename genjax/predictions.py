@@ -125,3 +125,33 @@ def denoiser(model: Model, path: Path, predict: Kind) -> Denoiser:
         return to_pair(predict, path, model(x, t).astype(x.dtype), x, knot.t.astype(x.dtype))
 
     return denoise
+
+
+def on_another_path(model: Model, path: Path, predict: Kind, *, new_path: Path, new_predict: Kind) -> Model:
+    """The model of `new_predict` on `new_path` that a model trained on `path` to predict `predict` amounts to.
+
+    A state of the new path at time t is one of the trained path at the time of equal alpha / sigma, but for a factor; and
+    the pair (data, noise) is the same. So one model samples, and teaches, on any path (Karras et al. 2022, arXiv 2206.00364,
+    section 2: schedule and scaling are free; Kingma & Gao 2023, arXiv 2303.00848, section 3).
+
+    Args:
+        model: `f(x [B, ...], t [B]) -> [B, ...]`.
+        path: on which it was trained.
+        predict: what it predicts.
+        new_path: on which the result is called. Times beyond the ratios alpha / sigma of `path` meet its ends.
+        new_predict: what the result predicts.
+
+    Example:
+        >>> on_edm = on_another_path(lambda x, t: 0 * x, paths.cosine(), v, new_path=paths.edm(), new_predict=velocity)
+        >>> on_edm(jnp.ones((1, 2)), jnp.full(1, 2.0)).round(4).tolist()  # alpha noise = sigma data, x = data + 2 noise
+        [[0.4, 0.4]]
+    """
+
+    def changed(x: Array, t: Array) -> Array:
+        trained_t = paths.time_of_log_snr(path, paths.log_snr(new_path, t))
+        size, trained_size = (jnp.hypot(p.alpha(at), p.sigma(at)) for p, at in ((new_path, t), (path, trained_t)))
+        trained_x = expand(trained_size / size, x) * x
+        pair = to_pair(predict, path, model(trained_x, trained_t).astype(x.dtype), trained_x, trained_t)
+        return from_pair(new_predict, new_path, pair, t)
+
+    return changed

@@ -116,6 +116,18 @@ class Trajectory(NamedTuple):
     x: Array
 
 
+class PathModel(NamedTuple):
+    """A model on a Gaussian path from data to N(0, I), for whoever wants more of it than samples: a student, a likelihood.
+
+    - `predict`: what it predicts, a kind of `genjax.predictions`.
+    - `model(params, num, label [num] | None, guidance) -> Model`: with `params` as `Method.sample` takes them.
+    """
+
+    path: Path
+    predict: Callable[..., Any]
+    model: Callable[..., Model]
+
+
 class Method(NamedTuple):
     """A family of generative models as functions; every trainer and script sees only this.
 
@@ -132,8 +144,10 @@ class Method(NamedTuple):
       `losses.likelihood.dequantised` makes of it. None where the family has none.
     - `bounds_log_prob`: whether `log_prob` is a lower bound, not exact.
     - `reconstruct(params, key, data) -> data`, in model units; None where the family has none.
+    - `encode(params, key, data) -> z [N, latent]`: a draw of the code of each example.
     - `decode(params, z [N, latent]) -> [N, ...]`: the mean of what a code stands for, in model units; codes are
-      N(0, I) in `latent` dimensions. None and 0 where the family has no code of its own dimension.
+      N(0, I) in `latent` dimensions. None, None and 0 where the family has no code of its own dimension.
+    - `path_model`: the `PathModel` that it samples with; None where there is none.
     - `compiler_options`: what to give to a `jit` of its step and its sampling on this backend.
     """
 
@@ -144,7 +158,23 @@ class Method(NamedTuple):
     evaluate: Callable[[Params, Key, Batch], Metrics] | None = None
     log_prob: Callable[..., Array] | None = None
     reconstruct: Callable[..., Array] | None = None
+    encode: Callable[[Params, Key, Array], Array] | None = None
     decode: Callable[[Params, Array], Array] | None = None
     latent: int = 0
+    path_model: PathModel | None = None
     bounds_log_prob: bool = False
     compiler_options: dict[str, str] | None = None
+
+
+class OtherRun(NamedTuple):
+    """A trained run that another builds on: a teacher, the first stage of a latent model.
+
+    - `name`: of its method, for messages.
+    - `num_classes`: 0 if it is not class-conditional.
+    - `params() -> Params`: what its `method.sample` takes; read when called.
+    """
+
+    name: str
+    method: Method
+    num_classes: int
+    params: Callable[[], Params]

@@ -80,7 +80,7 @@ def test_run_directory_holds_what_the_readme_says(runs):
 
 
 SAMPLERS = ["euler", "heun", "midpoint", "rk4", "ddim", "ddpm", "ddpm-large"]
-SAMPLERS += ["euler-maruyama", "predictor-corrector", "annealed-langevin"]
+SAMPLERS += ["heun-churn", "euler-maruyama", "predictor-corrector", "annealed-langevin"]
 
 
 @pytest.mark.parametrize(

@@ -232,8 +232,10 @@ def test_distillation_leaves_the_teacher_and_learns_it():
 def test_every_method_module_offers_the_same_names(name):
     module = METHODS[name]
     assert list(inspect.signature(module.recommended).parameters) == ["examples"]
-    assert list(inspect.signature(module.resolve).parameters) == ["config", "examples"]
-    assert list(inspect.signature(module.build).parameters) == ["config", "optimizer", "examples"]
+    other = ["other"] if hasattr(module, "OTHER_RUN") else []
+    assert list(inspect.signature(module.resolve).parameters) == ["config", "examples", *other]
+    assert list(inspect.signature(module.build).parameters) == ["config", "optimizer", "examples", *other]
+    assert not other or module.OTHER_RUN in {field.name for field in dataclasses.fields(module.Config)}
     assert module.__doc__.strip().splitlines()[0].endswith(".")
 
 

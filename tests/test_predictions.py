@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from genjax import paths, predictions
+from genjax import oracles, paths, predictions
 from genjax.arrays import expand
 from genjax.typing import Prediction
 
@@ -281,3 +281,19 @@ def test_a_denoiser_tells_the_network_the_time_and_combines_in_the_dtype_of_x():
     np.testing.assert_allclose(seen[0], np.full(4, 0.3, np.float32))
     assert pair.data.dtype == pair.noise.dtype == jnp.float32
     np.testing.assert_allclose(pair.data, (1 - knot.sigma * 0.5) / knot.alpha * np.ones((4, 2)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("new", ["linear", "vp", "edm"])
+@pytest.mark.parametrize("trained", ["linear", "cosine", "vp", "ve", "edm"])
+def test_a_model_changes_paths_exactly(trained, new, float64):
+    """The exact model of one path, called on another, is the exact model there."""
+    mix = oracles.mixture([0.3, 0.7], [[-1.0, 0.5], [1.0, 0.0]], [0.1, 0.2])
+    path, new_path, x = PATHS[trained], PATHS[new], jax.random.normal(jax.random.key(0), (4, 2))
+    levels = jnp.asarray([0.02, 0.5, 3.0, 30.0])
+    t = paths.time_of_log_snr(new_path, -2 * jnp.log(levels))
+    x = x * jnp.hypot(new_path.alpha(t), new_path.sigma(t))[:, None]
+    for kind in (predictions.v, predictions.noise):
+        model = oracles.model(mix, path, kind)
+        changed = predictions.on_another_path(model, path, kind, new_path=new_path, new_predict=predictions.velocity)
+        exact = oracles.velocity(mix, x, t, path=new_path)
+        np.testing.assert_allclose(changed(x, t), exact, rtol=1e-6, atol=1e-8)

@@ -11,10 +11,12 @@
 from types import ModuleType
 
 from genjax.methods import (
+    consistency,
     ddpm,
     edm,
     flow_matching,
     gan,
+    latent_diffusion,
     made,
     ncsn,
     pixelcnn,
@@ -34,6 +36,8 @@ METHODS: dict[str, ModuleType] = {
     "edm": edm,
     "ncsn": ncsn,
     "score-sde": score_sde,
+    "consistency": consistency,
+    "latent-diffusion": latent_diffusion,
     "vae": vae,
     "gan": gan,
     "wgan": wgan,

@@ -20,6 +20,7 @@ from genjax.arrays import as_example_keys, fold_each, normal
 from genjax.errors import UsageError
 from genjax.losses import adversarial
 from genjax.losses.adversarial import Critic
+from genjax.methods import labels
 from genjax.methods.network_options import ByData, check_halvings
 from genjax.methods.recommended import Recommended
 from genjax.samplers import importance_resample
@@ -73,8 +74,7 @@ def resolve(config: Any, examples: Examples, *, points: Players = POINTS) -> Any
     Raises:
         UsageError: options that do not fit the data or each other.
     """
-    if config.class_conditional and not examples.num_classes:
-        raise UsageError("--class-conditional needs labels, which these data do not have")
+    labels.check_config(config.class_conditional, examples.num_classes)
     if config.critic_steps < 1:
         raise UsageError(f"--critic-steps is {config.critic_steps}; expected at least 1")
     return dataclasses.replace(config, players=_resolve_players(config.players, examples, points))
@@ -163,24 +163,19 @@ def build(
         params = critic_params(params)
         return lambda x: critic.apply(params, x) if label is None else critic.apply(params, x, label)
 
-    def label_of(batch: Batch) -> Array | None:
-        if num_classes and batch.label is None:
-            raise UsageError("the data have no labels: a class-conditional model needs some")
-        return batch.label if num_classes else None
-
     def init(key: Key, batch: Batch) -> State:
         run_key, generator_key, critic_key = jax.random.split(key, 3)
-        label = label_of(batch)
-        labels = () if label is None else (label,)
+        label = labels.of_batch(batch, num_classes)
+        given = () if label is None else (label,)
         params = {
-            "generator": generator.init(generator_key, jnp.zeros((len(batch.data), latent)), *labels),
-            "critic": critic.init(critic_key, batch.data, *labels),
+            "generator": generator.init(generator_key, jnp.zeros((len(batch.data), latent)), *given),
+            "critic": critic.init(critic_key, batch.data, *given),
         }
         return new_state(run_key, params, {name: optimizer.init(params[name]) for name in params})
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
         fake_key, penalty_key, generator_key = jax.random.split(step_key(state), 3)
-        num, label = len(batch.data), label_of(batch)
+        num, label = len(batch.data), labels.of_batch(batch, num_classes)
         fake = generate(state.params["generator"], fake_key, num, label)
 
         def critic_loss(params: Params) -> tuple[Array, Metrics]:
@@ -226,14 +221,14 @@ def build(
         return state, metrics
 
     def evaluate(params: Params, key: Key, batch: Batch) -> Metrics:
-        label = label_of(batch)
+        label = labels.of_batch(batch, num_classes)
         judge = critic_with(params["critic"], label)
         return held_out(judge(batch.data), judge(generate(params["generator"], key, len(batch.data), label)))
 
     def sample_plainly(params: Params, key: Key, num: int, *, label: Array | None = None) -> Array:
         """`num` draws `[num, ...]` in model units; a class-conditional model draws the labels that are not given."""
         keys = as_example_keys(key, num)
-        return generate(params["generator"], keys, num, labels_for(keys, label))
+        return generate(params["generator"], keys, num, labels.given_or_drawn(label, keys, num_classes))
 
     def sample_resampled(
         params: Params, key: Key, num: int, *, label: Array | None = None, candidates: int = candidates or 1
@@ -242,22 +237,15 @@ def build(
         if network_calls(candidates) == 1:
             return sample_plainly(params, key, num, label=label)
         keys = as_example_keys(key, num)
-        label = labels_for(keys, label)
+        label = labels.given_or_drawn(label, keys, num_classes)
         each = jax.vmap(lambda one: jax.random.split(one, candidates))(fold_each(keys, jnp.uint32(2))).reshape(-1)
-        labels = None if label is None else jnp.repeat(label, candidates)
-        fakes = generate(params["generator"], each, len(each), labels)
-        logits = critic_with(params["critic"], labels)(fakes)
+        repeated = None if label is None else jnp.repeat(label, candidates)
+        fakes = generate(params["generator"], each, len(each), repeated)
+        logits = critic_with(params["critic"], repeated)(fakes)
         rows = (num, candidates)
         return importance_resample(
             fold_each(keys, jnp.uint32(3)), fakes.reshape(*rows, *examples.event_shape), logits.reshape(rows)
         )
-
-    def labels_for(keys: Key, label: Array | None) -> Array | None:
-        if label is not None and not num_classes:
-            raise UsageError("this model has no classes: it was trained without --class-conditional")
-        if label is not None or not num_classes:
-            return label
-        return jax.vmap(lambda one: jax.random.randint(one, (), 0, num_classes))(fold_each(keys, jnp.uint32(1)))
 
     def network_calls(candidates: int = candidates or 1, **_: Any) -> int:
         if candidates < 1:

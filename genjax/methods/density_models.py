@@ -12,14 +12,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from genjax.arrays import as_example_keys, fold_each
-from genjax.errors import UsageError
+from genjax.arrays import as_example_keys
 from genjax.losses.likelihood import bits_per_dim
+from genjax.methods import labels
 from genjax.training.steps import from_loss, new_state, with_ema
 from genjax.typing import Array, Batch, Examples, Key, Method, Metrics, Params, State
-
-_LABEL = 2**31 - 1
-"""Folded into an example's key for its class where none is asked for; dimensions fold in 0, 1, 2, ..."""
 
 LogDensity = Callable[[Params, Key, Array, Array | None], Array]
 """`(params, key, data [B, ...], label [B] | None) -> log p(data | label) [B]`, nats; a draw of a bound may use the key."""
@@ -56,40 +53,22 @@ def build(
         compiler_options: for a `jit` of the step and the sampling.
     """
 
-    def label_of(batch: Batch) -> Array | None:
-        if num_classes and batch.label is None:
-            raise UsageError("the data have no labels: a class-conditional model needs some")
-        return batch.label if num_classes else None
-
-    def check(label: Array | None) -> None:
-        if label is not None and not num_classes:
-            raise UsageError("this model has no classes: it was trained without --class-conditional")
-
     def loss(params: Params, key: Key, batch: Batch) -> tuple[Array, Metrics]:
-        return -jnp.mean(log_density(params, key, batch.data, label_of(batch))), {}
+        return -jnp.mean(log_density(params, key, batch.data, labels.of_batch(batch, num_classes))), {}
 
     def init(key: Key, batch: Batch) -> State:
         run_key, net_key = jax.random.split(key)
-        params = init_net(net_key, batch.data, label_of(batch))
+        params = init_net(net_key, batch.data, labels.of_batch(batch, num_classes))
         return new_state(run_key, params, optimizer.init(params))
 
     def evaluate(params: Params, key: Key, batch: Batch) -> Metrics:
-        log_p = log_density(params, key, batch.data, label_of(batch))
+        log_p = log_density(params, key, batch.data, labels.of_batch(batch, num_classes))
         bits = {"bits_per_dim": jnp.mean(bits_per_dim(log_p, examples.event_shape))} if examples.levels else {}
         return {"loss": -jnp.mean(log_p), **bits}
 
-    def sample(params: Params, key: Key, num: int, *, label: Array | None = None) -> Array:
-        """`num` draws `[num, ...]` in model units, of the classes `label [num]` or of any."""
-        check(label)
-        keys = as_example_keys(key, num)
-        if num_classes and label is None:
-            pick = jax.vmap(lambda one: jax.random.randint(one, (), 0, num_classes))
-            label = pick(fold_each(keys, jnp.uint32(_LABEL)))
-        return draw(params, keys, label)
-
     def log_prob(params: Params, key: Key, data: Array, *, label: Array | None = None) -> Array:
         """`log p(data)`, or given its `label [B]`: `[B]`, nats; a class-conditional model's are one mixture."""
-        check(label)
+        labels.check(label, num_classes)
         if not num_classes or label is not None:
             return log_density(params, key, data, label)
         of_class = jax.lax.map(
@@ -104,10 +83,21 @@ def build(
     return Method(
         init,
         step,
-        sample,
+        sampling(draw, num_classes),
         calls,
         evaluate,
         log_prob,
         bounds_log_prob=bounds_log_prob,
         compiler_options=compiler_options,
     )
+
+
+def sampling(draw: Draw, num_classes: int) -> Callable[..., Array]:
+    """`Method.sample` by draws of the labels `[num]` that it is given, or of any."""
+
+    def sample(params: Params, key: Key, num: int, *, label: Array | None = None) -> Array:
+        """`num` draws `[num, ...]` in model units, of the classes `label [num]` or of any."""
+        keys = as_example_keys(key, num)
+        return draw(params, keys, labels.given_or_drawn(label, keys, num_classes))
+
+    return sample

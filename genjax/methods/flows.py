@@ -9,6 +9,7 @@ at each of two resolutions, where 2x2 pixels become channels of one.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Annotated, NamedTuple
 
@@ -22,7 +23,7 @@ from genjax.arrays import normal
 from genjax.bijectors import Bijector, Conditioner
 from genjax.errors import UsageError
 from genjax.losses import likelihood
-from genjax.methods import density_models, path_models
+from genjax.methods import density_models, labels
 from genjax.methods.network_options import ByData, check_halvings
 from genjax.methods.recommended import Recommended
 from genjax.training.compilation import convolution_options, convolution_steps_per_dispatch
@@ -66,7 +67,7 @@ def check(config: Config, examples: Examples) -> None:
         value = getattr(config, name)
         if value is not None and value < 1:
             raise UsageError(f"--{name} is {value}; expected at least 1")
-    path_models.check_labels(config.class_conditional, 0.0, examples.num_classes)
+    labels.check_config(config.class_conditional, examples.num_classes)
     check_halvings(examples, _LEVELS)
 
 
@@ -131,11 +132,22 @@ def build(
 
         return likelihood.dequantised(continuous, key, data, levels=examples.levels)
 
-    def draw(params: Params, keys: Key, label: Array | None) -> Array:
+    def draw(params: Params, keys: Key, label: Array | None, temperature: Array | float = 1.0) -> Array:
         noise = normal(keys, (len(keys), *_noise_shape(shape)))
-        return flow(params, label).inverse(noise)
+        return flow(params, label).inverse(temperature * noise)
 
-    return density_models.build(
+    def sample(
+        params: Params, key: Key, num: int, *, label: Array | None = None, temperature: Array | float = 1.0
+    ) -> Array:
+        """`num` draws `[num, ...]` in model units, of the classes `label [num]` or of any.
+
+        The noise has the deviation `temperature`: below 1 the draws are likelier ones, and less varied than the model
+        (Kingma & Dhariwal 2018, section 6).
+        """
+        tempered = functools.partial(draw, temperature=temperature)
+        return density_models.sampling(tempered, num_classes)(params, key, num, label=label)
+
+    method = density_models.build(
         init,
         log_density,
         draw,
@@ -147,6 +159,7 @@ def build(
         bounds_log_prob=bool(examples.levels),
         compiler_options=convolution_options() if examples.are_images else None,
     )
+    return method._replace(sample=sample)
 
 
 def _noise_shape(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ import optax
 
 from genjax.errors import UsageError
 from genjax.losses import likelihood
-from genjax.methods import autoregressive, density_models, path_models
+from genjax.methods import autoregressive, density_models, labels
 from genjax.methods.network_options import ByData
 from genjax.methods.recommended import Recommended
 from genjax.typing import Array, Examples, Key, Method, Net, Params
@@ -59,7 +59,7 @@ def resolve(config: Config, examples: Examples) -> Config:
         value = getattr(config, name)
         if value is not None and value < 1:
             raise UsageError(f"--{name} is {value}; expected at least 1")
-    path_models.check_labels(config.class_conditional, 0.0, examples.num_classes)
+    labels.check_config(config.class_conditional, examples.num_classes)
     if examples.are_images and examples.levels != 2:
         kind = f"of {examples.levels} levels" if examples.levels else "of floats"
         raise UsageError(f"made takes points and images of two levels; for images {kind} use --binarise or pixelcnn")

@@ -17,6 +17,7 @@ from genjax.arrays import as_example_keys, expand, fold_each, normal
 from genjax.couplings import Coupling
 from genjax.errors import UsageError, unknown
 from genjax.losses import denoising
+from genjax.methods import labels
 from genjax.training.steps import from_loss, new_state, with_ema
 from genjax.typing import (
     Array,
@@ -30,6 +31,7 @@ from genjax.typing import (
     Net,
     Params,
     Path,
+    PathModel,
     State,
     Trajectory,
 )
@@ -50,8 +52,7 @@ _FOR_ANY_SOURCE = ("euler", "heun", "midpoint", "rk4", "ddim")
 
 def check_labels(class_conditional: bool, label_dropout: float, num_classes: int) -> None:
     """Refuse (UsageError) a class-conditional model of unlabelled data, and a dropout that is no probability."""
-    if class_conditional and not num_classes:
-        raise UsageError("--class-conditional needs labels, which these data do not have")
+    labels.check_config(class_conditional, num_classes)
     if not 0 <= label_dropout < 1:
         raise UsageError(f"--label-dropout is {label_dropout}; expected at least 0 and below 1")
 
@@ -172,10 +173,9 @@ def build(
 
     def loss(params: Params, key: Key, batch: Batch) -> tuple[Array, Metrics]:
         loss_key, label_key = jax.random.split(key)
-        noise = paired_source(jax.random.fold_in(key, _SOURCE), batch.data, batch.label if num_classes else None)
-        label = None
-        if num_classes:
-            label = _labels_of(batch)
+        noise = paired_source(jax.random.fold_in(key, _SOURCE), batch.data, labels.of_batch(batch, num_classes))
+        label = labels.of_batch(batch, num_classes)
+        if label is not None:
             label = drop_labels(label_key, label, label_dropout, num_classes)
         errors = denoising.denoising_loss(
             net.bind(params, label),
@@ -192,9 +192,9 @@ def build(
 
     def init(key: Key, batch: Batch) -> State:
         t = jnp.full(batch.data.shape[:1], path.t_noise, batch.data.dtype)
-        inputs = (batch.data, t, _labels_of(batch)) if num_classes else (batch.data, t)
+        label = labels.of_batch(batch, num_classes)
         run_key, net_key = jax.random.split(key)
-        params = net.init(net_key, *inputs)
+        params = net.init(net_key, batch.data, t, *(() if label is None else (label,)))
         return new_state(run_key, params, optimizer.init(params))
 
     def evaluate(params: Params, key: Key, batch: Batch) -> Metrics:
@@ -258,9 +258,8 @@ def build(
         return steps * samplers.calls_per_step(sampler_of(sampler), (1, *event_shape)) * (2 if guided else 1)
 
     def sampling_model(params: Params, num: int, label: Array | None, guidance: Array | float) -> Model:
+        labels.check(label, num_classes)
         if not num_classes:
-            if label is not None:
-                raise UsageError("this model has no classes: it was trained without --class-conditional")
             return net.bind(params)
         null = jnp.asarray(num_classes, jnp.int32)
         if label is None:
@@ -270,14 +269,17 @@ def build(
         return samplers.classifier_free(lambda *inputs: net.apply(params, *inputs), label, null, jnp.asarray(guidance))
 
     step = with_ema(from_loss(loss, optimizer), ema_decay)
-    return Method(init, step, sample, network_calls, evaluate, compiler_options=compiler_options)
+    on_gaussian_path = source is None and coupling is None
+    return Method(
+        init,
+        step,
+        sample,
+        network_calls,
+        evaluate,
+        path_model=PathModel(path, predict, sampling_model) if on_gaussian_path else None,
+        compiler_options=compiler_options,
+    )
 
 
 def _is_one(guidance: Array | float) -> bool:
     return isinstance(guidance, int | float) and guidance == 1
-
-
-def _labels_of(batch: Batch) -> Array:
-    if batch.label is None:
-        raise UsageError("the data have no labels: a class-conditional model needs some")
-    return batch.label

@@ -16,7 +16,7 @@ import optax
 from genjax.arrays import fold_each
 from genjax.errors import UsageError
 from genjax.losses import likelihood
-from genjax.methods import autoregressive, density_models, path_models
+from genjax.methods import autoregressive, density_models, labels
 from genjax.methods.network_options import ByData
 from genjax.methods.recommended import Recommended
 from genjax.training.compilation import convolution_options, convolution_steps_per_dispatch
@@ -56,7 +56,7 @@ def resolve(config: Config, examples: Examples) -> Config:
         value = getattr(config, name)
         if value is not None and value < 1:
             raise UsageError(f"--{name} is {value}; expected at least 1")
-    path_models.check_labels(config.class_conditional, 0.0, examples.num_classes)
+    labels.check_config(config.class_conditional, examples.num_classes)
     if not examples.are_images:
         raise UsageError("pixelcnn is for images of integer levels; points take made")
     if not examples.levels:

@@ -133,4 +133,9 @@ def build(config: Config, optimizer: optax.GradientTransformation, examples: Exa
         state, metrics = from_loss(loss, optimizer)(state._replace(frozen=teacher), batch._replace(data=data))
         return state, metrics
 
-    return base._replace(init=init, step=with_ema(step, config.ema_decay), evaluate=None)
+    return base._replace(
+        init=init,
+        step=with_ema(step, config.ema_decay),
+        evaluate=None,
+        path_model=None if config.reflow else base.path_model,
+    )

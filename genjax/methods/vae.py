@@ -194,6 +194,11 @@ def build(config: Config, optimizer: optax.GradientTransformation, examples: Exa
 
         return variational.importance_bound(jax.lax.map(log_weight, jax.random.split(key, samples)))
 
+    def encode(params: Params, key: Key, data: Array) -> Array:
+        """A draw of q(z | x)."""
+        posterior = encode_with(params)(data)
+        return variational.reparameterize(posterior, normal(key, posterior.mean.shape, posterior.mean.dtype))
+
     def decode(params: Params, z: Array) -> Array:
         """The mean of p(x | z)."""
         return mean_of(decode_with(params)(z))
@@ -209,6 +214,7 @@ def build(config: Config, optimizer: optax.GradientTransformation, examples: Exa
         evaluate=evaluate,
         log_prob=None if config.likelihood == "bernoulli" and examples.levels != 2 else log_prob,
         reconstruct=reconstruct,
+        encode=encode,
         decode=decode,
         latent=latent,
         bounds_log_prob=True,

@@ -13,7 +13,7 @@ from genjax.samplers.langevin_dynamics import annealed_langevin, dwell, langevin
 from genjax.samplers.loop import Sampler, calls_per_step, sample
 from genjax.samplers.ode import euler, heun, midpoint, rk4
 from genjax.samplers.resampling import importance_resample
-from genjax.samplers.stochastic import euler_maruyama
+from genjax.samplers.stochastic import churned, euler_maruyama
 
 SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "euler": lambda path, **_: euler(path),
@@ -23,6 +23,9 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "ddim": lambda path, **_: ddim(),
     "ddpm": lambda path, **_: ddpm(),
     "ddpm-large": lambda path, **_: ddpm("large"),
+    "heun-churn": lambda path, **options: churned(
+        heun(path, **options), path, lowest=0.05, highest=50.0, noise_scale=1.003
+    ),
     "euler-maruyama": lambda path, **_: euler_maruyama(path),
     "predictor-corrector": lambda path, **_: predictor_corrector(euler_maruyama(path)),
     "annealed-langevin": lambda path, **_: annealed_langevin(),
@@ -33,6 +36,7 @@ __all__ = [
     "Sampler",
     "annealed_langevin",
     "calls_per_step",
+    "churned",
     "classifier_free",
     "consistency_sample",
     "ddim",

@@ -123,6 +123,16 @@ def _with_outputs(params):
     return jax.tree_util.tree_map_with_path(changed, params)
 
 
+@every_method
+def test_the_temperature_is_the_deviation_of_the_noise(name):
+    """An untrained flow of points is a rotation: half the noise gives half the point."""
+    method, dataset = tiny(name, "moons")
+    params = method.init(jax.random.key(0), loop.example_batch(dataset)).ema
+    whole, half = (method.sample(params, jax.random.key(1), 50, temperature=t) for t in (1.0, 0.5))
+    np.testing.assert_allclose(half, 0.5 * whole, atol=1e-5)
+    np.testing.assert_allclose(whole, method.sample(params, jax.random.key(1), 50), atol=1e-6)
+
+
 def test_a_spline_flow_learns_the_line():
     """On two Gaussians it comes within 0.02 nat of minus the entropy, 1.571."""
     dataset = data.load("mixture1d")

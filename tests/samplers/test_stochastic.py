@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from genjax import oracles, paths, times
-from genjax.samplers import SAMPLERS, ddim, euler_maruyama, sample
+from genjax.samplers import SAMPLERS, churned, ddim, euler_maruyama, heun, sample
 from genjax.typing import Knot, Path, Prediction
 
 PATHS = {"linear": paths.linear(), "cosine": paths.cosine(), "vp": paths.vp(), "sub_vp": paths.sub_vp()}
@@ -125,3 +125,44 @@ def test_twenty_steps_leave_no_noise_on_a_point():
 
     knots = paths.knots(paths.linear(), times.uniform(paths.linear(), 20))
     assert np.abs(run(knots) - point).max() < 1e-3
+
+
+EDM = paths.edm(80.0)
+
+
+def _churned_step(noise_level, end, **options):
+    """`x_end = slope x + offset + std z` of a step from a noise level, in float64."""
+    knots = paths.knots(EDM, jnp.asarray([noise_level, end]))
+    x, z = jnp.asarray([[0.0], [1.0], [0.0]]), jnp.asarray([[[0.0], [0.0], [1.0]]])
+    ends = sample(churned(heun(EDM), EDM, **options), gaussian, z, x, knots)[:, 0]
+    return ends[1] - ends[0], ends[0], ends[2] - ends[0]
+
+
+def test_churn_adds_noise_and_then_takes_the_deterministic_step(float64):
+    """Algorithm 2 of EDM by hand: up to t (1 + gamma), and Heun from there."""
+    slope, offset, std = _churned_step(2.0, 1.5, gamma=0.3, noise_scale=1.1)
+    x = jnp.asarray([[0.0], [1.0]])
+    from_there = sample(heun(EDM), gaussian, jax.random.key(0), x, paths.knots(EDM, jnp.asarray([2.6, 1.5])))[:, 0]
+    np.testing.assert_allclose([slope, offset], [from_there[1] - from_there[0], from_there[0]], rtol=1e-12)
+    np.testing.assert_allclose(std, 1.1 * np.sqrt(2.6**2 - 2.0**2) * slope, rtol=1e-12)
+
+
+@pytest.mark.parametrize("options", [{"gamma": 0.0}, {"lowest": 2.1}, {"highest": 1.9}])
+def test_without_churn_the_step_is_the_deterministic_one(float64, options):
+    knots, x = paths.knots(EDM, jnp.asarray([2.0, 1.5])), jnp.asarray([[0.3], [1.0]])
+    expected = sample(heun(EDM), gaussian, jax.random.key(0), x, knots)
+    np.testing.assert_allclose(
+        sample(churned(heun(EDM), EDM, **options), gaussian, jax.random.key(0), x, knots), expected
+    )
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine", "sub_vp"])
+def test_churn_keeps_the_marginals(float64, name):
+    """With gamma = S_churn / steps the moments converge as by Heun's method without noise: to order 2."""
+    path = PATHS[name]
+    coarse, fine = (
+        _errors_of_moments(churned(heun(path), path, gamma=10 / steps), path, steps) for steps in (256, 1024)
+    )
+    print(f"churn on {name}: mean {coarse[0]:.1e} -> {fine[0]:.1e}, variance {coarse[1]:.1e} -> {fine[1]:.1e}")
+    assert np.all(np.less(fine, 1e-5))
+    assert np.all(np.less(fine, 0.1 * np.asarray(coarse) + 1e-14))

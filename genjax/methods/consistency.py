@@ -1,0 +1,238 @@
+"""Consistency model: one network call from noise to data, learned from a trained teacher or from data alone.
+
+    path    x = data + t noise,   t from sigma_max down to sigma_min
+    model   f(x, t) = c_skip(t) x + c_out(t) F(c_in(t) x, log(t) / 4),   f(x, sigma_min) = x
+    loss    distance(f at a level of a grid, f at the next lower one on the same solution of the probability-flow ODE)
+    sample  f(sigma_max noise, sigma_max); each further step adds noise again and takes it away by one call
+
+With `--teacher` the next point of a solution is a Heun step of that run's model, a diffusion or flow model on any Gaussian
+path. Without, it is `data + t noise` with the same noise, on a grid that gets finer in training. Recipes are in
+`losses.consistency`: `distillation` and `training` of Song, Dhariwal, Chen & Sutskever 2023 (arXiv 2303.01469), whose f at the
+lower level is an average of the model; `improved-training` of Song & Dhariwal 2023 (arXiv 2310.14189).
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Annotated, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+import tyro
+
+from genjax import paths, predictions, samplers
+from genjax.arrays import as_example_keys, fold_each, normal
+from genjax.errors import UsageError
+from genjax.losses import consistency as losses
+from genjax.losses import consistency_grids as grids
+from genjax.methods import labels, network_options, path_models
+from genjax.methods.network_options import ByData, NetworkOptions
+from genjax.methods.recommended import Recommended, for_path_models
+from genjax.training.steps import from_loss, new_state, with_ema
+from genjax.typing import Array, Batch, Examples, Key, Method, Metrics, Model, OtherRun, Params, State
+
+OTHER_RUN = "teacher"
+
+_NumberByData = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: by data)")]
+_INITIAL_NOISE = 2**31 - 2
+"""Folded into an example's key for the noise it starts from; steps fold in 0, 1, 2, ..."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Consistency model."""
+
+    teacher: Annotated[str | None, tyro.conf.arg(metavar="RUN_DIR")] = None
+    """a trained run of a diffusion or flow method to distil; default: none, learn from the data alone"""
+    recipe: Annotated[
+        Literal["distillation", "training", "improved-training"] | None,
+        tyro.conf.arg(
+            metavar="{distillation,training,improved-training}", help_behavior_hint="(default: by the teacher)"
+        ),
+    ] = None
+    """which loss and grids: with a teacher distillation, else improved-training"""
+    guidance: float = 1.0
+    """classifier-free guidance scale of the teacher (class-conditional)"""
+    sigma_max: _NumberByData = None
+    """the greatest noise level, where sampling starts"""
+    sigma_min: float = 0.002
+    """the noise level at which the model is the identity"""
+    levels: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: by recipe)")] = None
+    """intervals of the grid of noise levels; in training from data alone, at its end"""
+    growth_steps: Annotated[int | None, ByData] = None
+    """training steps over which the grid gets finer (training from data alone)"""
+    target_decay: float = 0.95
+    """decay of the average that is the target (distillation), at the start (training)"""
+    class_conditional: bool = False
+    """learn p(data | label)"""
+    ema_decay: float = 0.999
+    """decay of the moving average of the parameters that sampling uses"""
+    network: NetworkOptions = dataclasses.field(default_factory=NetworkOptions)
+
+
+def recommended(examples: Examples) -> Recommended:
+    """Training that gives a good result on such examples."""
+    return for_path_models(examples.event_shape)
+
+
+def resolve(config: Config, examples: Examples, other: OtherRun | None = None) -> Config:
+    """`config` with every default chosen.
+
+    Raises:
+        UsageError: options that do not fit the data, the teacher or each other.
+    """
+    labels.check_config(config.class_conditional, examples.num_classes)
+    recipe = config.recipe or ("improved-training" if other is None else "distillation")
+    if (recipe == "distillation") != (other is not None):
+        raise UsageError(
+            "--recipe distillation needs --teacher RUN_DIR, a trained run of a diffusion or flow method"
+            if other is None
+            else f"--recipe {recipe} learns from the data alone: leave --teacher out"
+        )
+    if other is not None:
+        _check_teacher(config, other)
+    elif config.guidance != 1:
+        raise UsageError("--guidance is of the teacher: give one with --teacher RUN_DIR")
+    sigma_max = config.sigma_max or 80.0 * path_models.data_std(examples) / 0.5
+    path_models.check_levels(config.sigma_min, sigma_max)
+    levels = config.levels or (40 if recipe == "distillation" else 160)
+    least = 1 if recipe == "distillation" else 10
+    if levels < least:
+        raise UsageError(f"--levels is {levels}; expected at least {least}")
+    if not 0 <= config.target_decay < 1 or (recipe == "training" and config.target_decay == 0):
+        raise UsageError(f"--target-decay is {config.target_decay}; expected at least 0 and below 1, above 0 to train")
+    if config.growth_steps is not None and config.growth_steps < 1:
+        raise UsageError(f"--growth-steps is {config.growth_steps}; expected at least 1")
+    return dataclasses.replace(
+        config,
+        recipe=recipe,
+        sigma_max=sigma_max,
+        levels=levels,
+        growth_steps=config.growth_steps or recommended(examples).steps,
+        network=network_options.resolve(config.network, examples.event_shape),
+    )
+
+
+def _check_teacher(config: Config, other: OtherRun) -> None:
+    if other.method.path_model is None:
+        raise UsageError(
+            f"--teacher {config.teacher} is a run of {other.name} without a model on a Gaussian path; "
+            "methods that can teach: ddpm, edm, flow-matching (independent coupling, no --source), ncsn, score-sde"
+        )
+    if config.class_conditional and not other.num_classes:
+        raise UsageError(f"--class-conditional needs a class-conditional teacher, which {config.teacher} is not")
+    if config.guidance != 1 and not config.class_conditional:
+        raise UsageError("--guidance needs labels: add --class-conditional, with a class-conditional teacher")
+
+
+def build(
+    config: Config, optimizer: optax.GradientTransformation, examples: Examples, other: OtherRun | None = None
+) -> Method:
+    """The method for such examples, given their labels if class-conditional, and the teacher if there is one."""
+    config = resolve(config, examples, other)
+    sigma_min, sigma_max = config.sigma_min, config.sigma_max or 0.0
+    data_std, averaged = path_models.data_std(examples), config.recipe != "improved-training"
+    num_classes = examples.num_classes if config.class_conditional else 0
+    net = network_options.make_net(config.network, examples.event_shape, num_classes)
+    levels_at = _levels(config)
+
+    def function(params: Params, label: Array | None) -> Model:
+        return losses.consistency_function(net.bind(params, label), data_std=data_std, sigma_min=sigma_min)
+
+    def init(key: Key, batch: Batch) -> State:
+        run_key, net_key = jax.random.split(key)
+        label = labels.of_batch(batch, num_classes)
+        t = jnp.ones(batch.data.shape[:1], batch.data.dtype)
+        params = net.init(net_key, batch.data, t, *(() if label is None else (label,)))
+        frozen = {"target": params if averaged else (), "teacher": () if other is None else other.params()}
+        return new_state(run_key, params, optimizer.init(params), frozen=frozen)
+
+    def step(state: State, batch: Batch) -> tuple[State, Metrics]:
+        label = labels.of_batch(batch, num_classes)
+        levels = levels_at(state.step)
+        target = function(state.frozen["target"], label) if averaged else None
+
+        def loss(params: Params, key: Key, batch: Batch) -> tuple[Array, Metrics]:
+            model, data = function(params, label), batch.data
+            if other is not None:
+                teacher = _on_noise_levels(other, state.frozen["teacher"], len(data), label, config.guidance)
+                errors = losses.consistency_distillation_loss(
+                    model, key, data, levels=levels, teacher=teacher, target=target
+                )
+            elif averaged:
+                errors = losses.consistency_training_loss(
+                    model,
+                    key,
+                    data,
+                    levels=levels,
+                    target=target,
+                    distance=losses.squared,
+                    weighting=losses.uniform,
+                    intervals=grids.uniform_intervals,
+                )
+            else:
+                mean = -1.1 + math.log(data_std / 0.5)  # the paper's is for data of deviation 0.5
+                errors = losses.consistency_training_loss(
+                    model, key, data, levels=levels, intervals=grids.lognormal_intervals(mean)
+                )
+            return jnp.mean(errors), {}
+
+        after, metrics = from_loss(loss, optimizer)(state, batch)
+        if averaged:
+            decay = jnp.asarray(config.target_decay)
+            if config.recipe == "training":
+                decay = grids.target_decay(1 + jnp.searchsorted(levels, levels[-1]), decay=config.target_decay)
+            average = jax.tree.map(
+                lambda old, new: old + (1 - decay) * (new - old), state.frozen["target"], after.params
+            )
+            after = after._replace(frozen={**state.frozen, "target": average})
+        return after, metrics
+
+    def sample(params: Params, key: Key, num: int, *, steps: int = 2, label: Array | None = None) -> Array:
+        """`num` draws `[num, ...]` in model units by `steps` calls, of the classes `label [num]` or of any."""
+        keys = as_example_keys(key, num)
+        noise = normal(fold_each(keys, jnp.uint32(_INITIAL_NOISE)), (num, *examples.event_shape))
+        model = function(params, labels.given_or_drawn(label, keys, num_classes))
+        levels = grids.karras_levels(network_calls(steps) + 1, sigma_min=sigma_min, sigma_max=sigma_max)[:0:-1]
+        return samplers.consistency_sample(model, keys, noise, levels=levels, sigma_min=sigma_min)
+
+    def network_calls(steps: int = 2, **_: object) -> int:
+        if steps < 1:
+            raise UsageError(f"--steps is {steps}; expected at least 1")
+        return steps
+
+    return Method(
+        init,
+        with_ema(step, config.ema_decay),
+        sample,
+        network_calls,
+        compiler_options=network_options.compiler_options(config.network),
+    )
+
+
+def _levels(config: Config) -> Callable[[Array], Array]:
+    """`levels(step)`: the grid of a training step, of one length for all."""
+    levels, growth_steps = config.levels or 0, config.growth_steps or 1
+    schedule: Callable[[Array], Array] = {
+        "distillation": lambda step: jnp.asarray(levels + 1),
+        "training": lambda step: grids.growing_levels(step, growth_steps, end=levels),
+        "improved-training": lambda step: grids.doubling_levels(step, growth_steps, end=levels),
+    }[config.recipe or ""]
+
+    def at(step: Array) -> Array:
+        return grids.karras_levels(
+            schedule(step), capacity=levels + 1, sigma_min=config.sigma_min, sigma_max=config.sigma_max or 0.0
+        )
+
+    return at
+
+
+def _on_noise_levels(teacher: OtherRun, params: Params, num: int, label: Array | None, guidance: float) -> Model:
+    """`dx/dt` of the teacher's probability-flow ODE for `x = data + t noise`."""
+    known = teacher.method.path_model
+    assert known is not None
+    model = known.model(params, num, label if teacher.num_classes else None, guidance)
+    return predictions.on_another_path(
+        model, known.path, known.predict, new_path=paths.edm(), new_predict=predictions.velocity
+    )
