@@ -5,11 +5,12 @@ from typing import Any, NamedTuple
 
 import jax
 
+from genjax import runs
 from genjax.methods import METHODS
 from genjax.training import data, loop
 from genjax.training.data import Dataset
 from genjax.training.steps import adamw
-from genjax.typing import Method, State
+from genjax.typing import Method, OtherRun, State
 
 
 class Trained(NamedTuple):
@@ -21,8 +22,8 @@ class Trained(NamedTuple):
     seconds: float
 
 
-def train(method_name: str, data_name: str, seed: int) -> Trained:
-    """Train with everything as the method and the data choose it."""
+def train(method_name: str, data_name: str, seed: int, config: Any = None, other: OtherRun | None = None) -> Trained:
+    """Train with everything as the method and the data choose it; a config and another run may be given."""
     module: Any = METHODS[method_name]
     dataset = data.load(data_name)
     recommended = module.recommended(dataset.examples)
@@ -34,7 +35,8 @@ def train(method_name: str, data_name: str, seed: int) -> Trained:
         b2=recommended.b2,
         clip_update=recommended.clip_update,
     )
-    method = module.build(module.Config(), optimizer, dataset.examples)
+    config = module.Config() if config is None else config
+    method = module.build(config, optimizer, dataset.examples, *runs.accepts(module, other))
     start = time.perf_counter()
     state = loop.fit(
         method,

@@ -6,7 +6,7 @@
     sample  f(sigma_max noise, sigma_max); each further step adds noise again and takes it away by one call
 
 With `--teacher` the next point of a solution is a Heun step of that run's model, a diffusion or flow model on any Gaussian
-path. Without, it is `data + t noise` with the same noise, on a grid that gets finer in training. Recipes are in
+path. Without, it is `data + t noise` with the same noise. The grid gets finer in training. Recipes are in
 `losses.consistency`: `distillation` and `training` of Song, Dhariwal, Chen & Sutskever 2023 (arXiv 2303.01469), whose f at the
 lower level is an average of the model; `improved-training` of Song & Dhariwal 2023 (arXiv 2310.14189).
 """
@@ -35,6 +35,9 @@ from genjax.typing import Array, Batch, Examples, Key, Method, Metrics, Model, O
 OTHER_RUN = "teacher"
 
 _NumberByData = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: by data)")]
+_FIRST_LEVELS = {"distillation": 5, "training": 2, "improved-training": 10}
+"""Intervals of the grid at the start; the papers' but for distillation, whose grid the first paper keeps fixed."""
+
 _INITIAL_NOISE = 2**31 - 2
 """Folded into an example's key for the noise it starts from; steps fold in 0, 1, 2, ..."""
 
@@ -59,9 +62,11 @@ class Config:
     sigma_min: float = 0.002
     """the noise level at which the model is the identity"""
     levels: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: by recipe)")] = None
-    """intervals of the grid of noise levels; in training from data alone, at its end"""
+    """intervals of the grid of noise levels, once it has grown"""
     growth_steps: Annotated[int | None, ByData] = None
-    """training steps over which the grid gets finer (training from data alone)"""
+    """training steps over which the grid gets finer; 1 for a fixed grid"""
+    last_level: _NumberByData = None
+    """the noise level from which the last of several calls starts"""
     target_decay: float = 0.95
     """decay of the average that is the target (distillation), at the start (training)"""
     class_conditional: bool = False
@@ -73,7 +78,9 @@ class Config:
 
 def recommended(examples: Examples) -> Recommended:
     """Training that gives a good result on such examples."""
-    return for_path_models(examples.event_shape)
+    if examples.are_images:
+        return for_path_models(examples.event_shape)
+    return Recommended(steps=20_000, batch_size=256, learning_rate=3e-3, steps_per_dispatch=100)
 
 
 def resolve(config: Config, examples: Examples, other: OtherRun | None = None) -> Config:
@@ -94,12 +101,14 @@ def resolve(config: Config, examples: Examples, other: OtherRun | None = None) -
         _check_teacher(config, other)
     elif config.guidance != 1:
         raise UsageError("--guidance is of the teacher: give one with --teacher RUN_DIR")
-    sigma_max = config.sigma_max or 80.0 * path_models.data_std(examples) / 0.5
+    sigma_max = config.sigma_max or (80.0 if examples.are_images else 20.0)
     path_models.check_levels(config.sigma_min, sigma_max)
-    levels = config.levels or (40 if recipe == "distillation" else 160)
-    least = 1 if recipe == "distillation" else 10
-    if levels < least:
-        raise UsageError(f"--levels is {levels}; expected at least {least}")
+    last_level = config.last_level or (0.8 if examples.are_images else 0.2)
+    if not config.sigma_min < last_level <= sigma_max:
+        raise UsageError(f"--last-level is {last_level}; expected more than {config.sigma_min} and at most {sigma_max}")
+    levels = config.levels or (80 if recipe == "distillation" else 160)
+    if levels < _FIRST_LEVELS[recipe]:
+        raise UsageError(f"--levels is {levels}; expected at least {_FIRST_LEVELS[recipe]}")
     if not 0 <= config.target_decay < 1 or (recipe == "training" and config.target_decay == 0):
         raise UsageError(f"--target-decay is {config.target_decay}; expected at least 0 and below 1, above 0 to train")
     if config.growth_steps is not None and config.growth_steps < 1:
@@ -109,6 +118,7 @@ def resolve(config: Config, examples: Examples, other: OtherRun | None = None) -
         recipe=recipe,
         sigma_max=sigma_max,
         levels=levels,
+        last_level=last_level,
         growth_steps=config.growth_steps or recommended(examples).steps,
         network=network_options.resolve(config.network, examples.event_shape),
     )
@@ -194,7 +204,7 @@ def build(
         keys = as_example_keys(key, num)
         noise = normal(fold_each(keys, jnp.uint32(_INITIAL_NOISE)), (num, *examples.event_shape))
         model = function(params, labels.given_or_drawn(label, keys, num_classes))
-        levels = grids.karras_levels(network_calls(steps) + 1, sigma_min=sigma_min, sigma_max=sigma_max)[:0:-1]
+        levels = jnp.geomspace(sigma_max, config.last_level or sigma_max, network_calls(steps))
         return samplers.consistency_sample(model, keys, noise, levels=levels, sigma_min=sigma_min)
 
     def network_calls(steps: int = 2, **_: object) -> int:
@@ -213,12 +223,13 @@ def build(
 
 def _levels(config: Config) -> Callable[[Array], Array]:
     """`levels(step)`: the grid of a training step, of one length for all."""
-    levels, growth_steps = config.levels or 0, config.growth_steps or 1
+    levels, growth_steps, recipe = config.levels or 0, config.growth_steps or 1, config.recipe or ""
+    start = _FIRST_LEVELS[recipe]
     schedule: Callable[[Array], Array] = {
-        "distillation": lambda step: jnp.asarray(levels + 1),
-        "training": lambda step: grids.growing_levels(step, growth_steps, end=levels),
-        "improved-training": lambda step: grids.doubling_levels(step, growth_steps, end=levels),
-    }[config.recipe or ""]
+        "distillation": lambda step: grids.doubling_levels(step, growth_steps, start=start, end=levels),
+        "training": lambda step: grids.growing_levels(step, growth_steps, start=start, end=levels),
+        "improved-training": lambda step: grids.doubling_levels(step, growth_steps, start=start, end=levels),
+    }[recipe]
 
     def at(step: Array) -> Array:
         return grids.karras_levels(

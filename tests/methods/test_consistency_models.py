@@ -109,6 +109,10 @@ def test_the_grid_gets_finer_in_training_from_data_alone():
 
     assert [distinct("improved-training", step) for step in (0, 33, 66, 100)] == [11, 21, 41, 41]
     assert [distinct("training", step) for step in (0, 100)] == [2, 41]
+    resolved = consistency.resolve(
+        consistency.Config(network=TINY), Examples((2,)), exact_teacher(paths.edm(), predictions.v)
+    )
+    assert len(np.unique(consistency._levels(resolved)(jnp.asarray(0)))) == 6
 
 
 @pytest.mark.parametrize("data_name", ["moons", "digits"])
@@ -157,6 +161,7 @@ TEACHER = "--teacher runs/a"
         ({"sigma_max": 0.001}, None, "expected 0 < min < max"),
         ({"levels": 5}, None, "--levels is 5; expected at least 10"),
         ({"target_decay": 1.0}, {}, "--target-decay is 1.0"),
+        ({"last_level": 30.0}, None, "--last-level is 30.0"),
         ({"growth_steps": 0}, None, "--growth-steps is 0"),
     ],
 )

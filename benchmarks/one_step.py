@@ -1,0 +1,106 @@
+"""What one network call costs in quality: consistency models beside the many steps of their teacher, on 2-D data.
+
+    python -m benchmarks.one_step [--seeds 5] [--data moons ...]
+
+A seed trains a teacher (edm), a student that distils it and a consistency model of the data alone, all with their
+defaults. Each draws 10,000 samples four times; the exact 2-Wasserstein distance of each draw is to 10,000 fresh points of
+its own, and the floor is that of fresh points to the same. Writes the table of `benchmarks/README.md`. Finished runs are
+kept in `benchmarks/results/one_step.json`, so an interrupted benchmark continues.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tyro
+
+from benchmarks import report
+from benchmarks.training import Trained, train
+from genjax.drawing import draw, jitted_sample
+from genjax.methods import consistency
+from genjax.training.data import toys
+from genjax.transport import wasserstein
+from genjax.typing import OtherRun
+
+RESULTS = Path(__file__).with_name("results") / "one_step.json"
+NUM, DRAWS, TEACHER_STEPS = 10_000, 4, 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """One call against many."""
+
+    seeds: int = 5
+    """runs of each"""
+    data: tuple[str, ...] = ("moons", "eight_gaussians")
+    """data sets"""
+
+
+def fresh(data_name: str, *seeds: int) -> np.ndarray:
+    """10,000 points that no training has seen, in data units."""
+    points, _ = toys.GENERATORS[data_name](np.random.default_rng([2026, *seeds]), NUM)
+    return points
+
+
+def distances(run: Trained, data_name: str, seed: int, steps: int) -> list[float]:
+    """W2 of each draw by so many steps to its own fresh points."""
+    sample = jitted_sample(run.method, steps=steps)
+    found = []
+    for index in range(DRAWS):
+        key = jax.random.fold_in(jax.random.key(seed), index)
+        samples = np.asarray(run.dataset.scaling.to_data(draw(sample, run.state.ema, key, NUM, batch_size=2500)))
+        found.append(wasserstein(samples, fresh(data_name, seed, index, 0)))
+    return found
+
+
+def measure(data_name: str, seed: int) -> dict[str, Any]:
+    """Distances by name, and seconds of training."""
+    teacher = train("edm", data_name, seed)
+    other = OtherRun("edm", teacher.method, 0, lambda: teacher.state.ema)
+    student = train("consistency", data_name, seed, consistency.Config(), other)
+    alone = train("consistency", data_name, seed, consistency.Config(recipe="improved-training"), None)
+    floor = [wasserstein(fresh(data_name, seed, i, 1), fresh(data_name, seed, i, 0)) for i in range(DRAWS)]
+    calls = {"distillation": student, "improved-training": alone}
+    return {
+        "floor": floor,
+        f"teacher, {TEACHER_STEPS} steps": distances(teacher, data_name, seed, TEACHER_STEPS),
+        **{
+            f"{name}, {steps} call{'s' * (steps > 1)}": distances(run, data_name, seed, steps)
+            for name, run in calls.items()
+            for steps in (1, 2)
+        },
+        "seconds": {"teacher": teacher.seconds, **{name: run.seconds for name, run in calls.items()}},
+    }
+
+
+def main() -> None:
+    """Measure what is not there yet and write the table."""
+    options = tyro.cli(Options)
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    rows = []
+    for data_name in options.data:
+        runs = []
+        for seed in range(options.seeds):
+            name = f"{data_name}/{seed}"
+            if name not in results:
+                results[name] = measure(data_name, seed)
+                RESULTS.parent.mkdir(exist_ok=True)
+                RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
+            print(name, results[name], flush=True)
+            runs.append(results[name])
+        floor = np.mean([run["floor"] for run in runs])
+        for what in (name for name in runs[0] if name != "seconds"):
+            of_seed = np.mean([run[what] for run in runs], axis=1)
+            error = f" ± {of_seed.std(ddof=1) / len(runs) ** 0.5:.4f}" if len(runs) > 1 else ""
+            seconds = [run["seconds"].get(what.split(",")[0], 0) for run in runs]
+            over = [f"{of_seed.mean() - floor:.4f}", f"{np.median(seconds) / 60:.1f}"] if what != "floor" else ["", ""]
+            rows.append([data_name, what, f"{of_seed.mean():.4f}{error}", *over])
+    header = ["data", "samples", "W2 (mean ± standard error of the seeds)", "over the floor", "minutes of training"]
+    report.write_table("one_step", header, rows)
+
+
+if __name__ == "__main__":
+    main()
