@@ -11,6 +11,7 @@
 from types import ModuleType
 
 from genjax.methods import (
+    cnf,
     ddpm,
     edm,
     flow_matching,
@@ -40,6 +41,7 @@ METHODS: dict[str, ModuleType] = {
     "wgan-gp": wgan_gp,
     "realnvp": realnvp,
     "spline-flow": spline_flow,
+    "cnf": cnf,
     "made": made,
     "pixelcnn": pixelcnn,
 }
