@@ -10,9 +10,7 @@ Finished runs are kept in `benchmarks/results/continuous_flows.json`, so an inte
 
 import dataclasses
 import json
-import time
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -20,13 +18,13 @@ import tyro
 
 from benchmarks import report
 from benchmarks.likelihood import ENTROPY, NUM
+from benchmarks.training import train
 from genjax import continuous_flows
 from genjax.continuous_flows import Solver
 from genjax.methods import METHODS, cnf, network_options
 from genjax.methods.network_options import NetworkOptions
-from genjax.training import data, loop
+from genjax.training import data
 from genjax.training.data import toys
-from genjax.training.steps import adamw
 from genjax.typing import Array
 
 RESULTS = Path(__file__).with_name("results") / "continuous_flows.json"
@@ -46,27 +44,13 @@ class Options:
 
 def train_and_score(method_name: str, data_name: str, seed: int) -> dict[str, float]:
     """Nats on fresh points in data units, their standard error, the seconds and steps of training, and of the solver."""
-    dataset = data.load(data_name)
-    own = cnf.resolve(cnf.Config(), dataset.examples)
+    examples = data.load(data_name).examples
+    own = cnf.resolve(cnf.Config(), examples)
     network = NetworkOptions(network="mlp", width=own.width, depth=own.depth)
-    module: Any = METHODS[method_name]
-    config = own if method_name == "cnf" else module.Config(network=network)
-    recommended = module.recommended(dataset.examples)
-    optimizer = adamw(recommended.learning_rate, recommended.steps, warmup=recommended.steps // 20)
-    method = module.build(config, optimizer, dataset.examples)
-    start = time.perf_counter()
-    state = loop.fit(
-        method,
-        dataset,
-        seed,
-        steps=recommended.steps,
-        batch_size=recommended.batch_size,
-        steps_per_dispatch=recommended.steps_per_dispatch,
-    )
-    jax.block_until_ready(state)
-    seconds = time.perf_counter() - start
-
-    model = network_options.make_net(network, dataset.examples.event_shape, 0).bind(state.ema)
+    config = own if method_name == "cnf" else METHODS[method_name].Config(network=network)
+    _, dataset, state, seconds = train(method_name, data_name, seed, config=config)
+    recommended = METHODS[method_name].recommended(examples)
+    model = network_options.make_net(network, examples.event_shape, 0).bind(state.ema)
 
     def each(x: Array) -> Array:
         return continuous_flows.log_density(model, x[None], solver=Solver(1e-5))[0]

@@ -21,8 +21,8 @@ class Trained(NamedTuple):
     seconds: float
 
 
-def train(method_name: str, data_name: str, seed: int) -> Trained:
-    """Train with everything as the method and the data choose it."""
+def train(method_name: str, data_name: str, seed: int, *, config: Any = None) -> Trained:
+    """Train with everything as the method and the data choose it, but for a `config` of the method's that is given."""
     module: Any = METHODS[method_name]
     dataset = data.load(data_name)
     recommended = module.recommended(dataset.examples)
@@ -34,7 +34,7 @@ def train(method_name: str, data_name: str, seed: int) -> Trained:
         b2=recommended.b2,
         clip_update=recommended.clip_update,
     )
-    method = module.build(module.Config(), optimizer, dataset.examples)
+    method = module.build(module.Config() if config is None else config, optimizer, dataset.examples)
     start = time.perf_counter()
     state = loop.fit(
         method,

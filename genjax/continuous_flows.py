@@ -180,6 +180,7 @@ def standard_normal(x: Array) -> Array:
 def _solve(rates: Any, state: Any, *, start: float, stop: float, solver: Solver) -> tuple[Any, Array]:
     """The `state` at the time `stop`, or NaN, and the number of steps; x and the log-determinant choose them."""
     import diffrax
+    import equinox
     import optimistix
 
     if not solver.tolerance > 0 or solver.max_steps < 1 or (solver.steps is not None and solver.steps < 1):
@@ -202,16 +203,16 @@ def _solve(rates: Any, state: Any, *, start: float, stop: float, solver: Solver)
     else:
         raise ValueError(f"adjoint is {solver.adjoint!r}; expected checkpoints or backsolve")
     begin, end = np.asarray(start, dtype), np.asarray(stop, dtype)
-    # what the rates close over and a gradient is asked of becomes an argument, which is all that backsolve sees
-    rates, closed_over = jax.closure_convert(rates, begin, state)
+    # all that the rates close over becomes an argument, which is what backsolve can differentiate and carry
+    closed = equinox.filter_closure_convert(rates, begin, state)
     solution = diffrax.diffeqsolve(
-        diffrax.ODETerm(lambda t, y, args: rates(t, y, *args)),
+        diffrax.ODETerm(lambda t, state, closed: closed(t, state)),
         diffrax.Tsit5(),
         t0=begin,
         t1=end,
         dt0=None if solver.steps is None else (end - begin) / solver.steps,
         y0=state,
-        args=closed_over,
+        args=closed,
         stepsize_controller=controller,
         adjoint=adjoint,
         max_steps=solver.steps or solver.max_steps,

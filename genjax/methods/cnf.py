@@ -89,8 +89,8 @@ def resolve(config: Config, examples: Examples) -> Config:
     """
     if examples.are_images:
         raise UsageError(
-            f"cnf is for points; images of shape {examples.event_shape} take flow-matching, "
-            "which trains the same ODE without solving it"
+            f"cnf is for points such as --data moons; for images of shape {examples.event_shape} "
+            "use flow-matching, which trains the same ODE without solving it"
         )
     path_models.check_labels(config.class_conditional, 0.0, examples.num_classes)
     for name in ("kinetic", "jacobian"):

@@ -70,14 +70,15 @@ def test_its_density_integrates_to_one_and_its_draws_follow_it():
     [
         {"divergence": "hutchinson", "kinetic": 0.01, "jacobian": 0.01},
         {"adjoint": "backsolve", "tolerance": 1e-6},
+        {"adjoint": "backsolve", "tolerance": 1e-6, "divergence": "hutchinson", "class_conditional": True},
         {"solver_steps": 12},
     ],
-    ids=["hutchinson", "backsolve", "fixed"],
+    ids=["hutchinson", "backsolve", "backsolve of an estimate, with labels", "fixed"],
 )
 def test_every_way_of_solving_takes_about_the_same_step(options):
     """The first loss and gradient: those of the exact trace and many adaptive steps, estimated or solved otherwise."""
     weights = {name: options.get(name, 0.0) for name in ("kinetic", "jacobian")}
-    reference, dataset = tiny(tolerance=1e-6, **weights)
+    reference, dataset = tiny(tolerance=1e-6, class_conditional=options.get("class_conditional", False), **weights)
     method, _ = tiny(**options)
     batch = loop.example_batch(dataset, 4096)
     state = method.init(jax.random.key(0), batch)
@@ -190,7 +191,7 @@ def test_both_scripts_and_a_resumed_run_is_the_same_bit_for_bit(tmp_path, monkey
 @pytest.mark.parametrize(
     ("options", "examples", "told"),
     [
-        ({}, Examples((8, 8, 1), levels=17), "images of shape .* take flow-matching"),
+        ({}, Examples((8, 8, 1), levels=17), "images of shape .* use flow-matching"),
         ({"class_conditional": True}, Examples((2,)), "--class-conditional needs labels"),
         ({"width": 0}, Examples((2,)), "--width is 0; expected at least 1"),
         ({"depth": -1}, Examples((2,)), "--depth is -1"),
