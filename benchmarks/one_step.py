@@ -60,8 +60,8 @@ def measure(data_name: str, seed: int) -> dict[str, Any]:
     """Distances by name, and seconds of training."""
     teacher = train("edm", data_name, seed)
     other = OtherRun("edm", teacher.method, 0, lambda: teacher.state.ema)
-    student = train("consistency", data_name, seed, consistency.Config(), other)
-    alone = train("consistency", data_name, seed, consistency.Config(recipe="improved-training"), None)
+    student = train("consistency", data_name, seed, config=consistency.Config(), other=other)
+    alone = train("consistency", data_name, seed, config=consistency.Config(recipe="improved-training"))
     floor = [wasserstein(fresh(data_name, seed, i, 1), fresh(data_name, seed, i, 0)) for i in range(DRAWS)]
     calls = {"distillation": student, "improved-training": alone}
     return {

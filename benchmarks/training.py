@@ -22,7 +22,7 @@ class Trained(NamedTuple):
     seconds: float
 
 
-def train(method_name: str, data_name: str, seed: int, config: Any = None, other: OtherRun | None = None) -> Trained:
+def train(method_name: str, data_name: str, seed: int, *, config: Any = None, other: OtherRun | None = None) -> Trained:
     """Train with everything as the method and the data choose it; a config and another run may be given."""
     module: Any = METHODS[method_name]
     dataset = data.load(data_name)

@@ -119,6 +119,11 @@ def _log_prob(options: Any, run: Any, params: Any, key: Any, dataset: Any, out: 
     kind = _kind(run)
     examples = dataset.test.data[: options.num or _MOST_EXAMPLES[kind]]
     log_prob = _over(run, run.method.log_prob, params, key, examples, options.batch_size, "log-likelihood")
+    failed = int(np.isnan(log_prob).sum())
+    if failed:
+        raise UserError(
+            f"{failed} of {len(examples)} log-likelihoods are NaN: the model diverged, or its solver failed"
+        )
     if not run.scaling.levels:
         log_prob = log_prob - np.sum(np.log(np.broadcast_to(run.scaling.scale, run.event_shape)))
     write_arrays(out / "log_prob.npz", log_prob=np.asarray(log_prob, np.float32))

@@ -201,6 +201,11 @@ def _draw(run: Any, params: Any, key: Any, num: int, options: Options, given: di
         progress=True,
     )
     seconds = time.perf_counter() - start
+    failed = int(np.sum(np.isnan(samples).reshape(num, -1).any(axis=1)))
+    if failed:
+        raise UserError(
+            f"{failed} of {num} samples are NaN: the model has diverged, or its solver failed; none is kept"
+        )
     jax.block_until_ready(params)
     calls = run.method.network_calls(**given, **({} if label is None else {"label": part_label}))
     chosen = _defaults(run) | given
@@ -209,10 +214,8 @@ def _draw(run: Any, params: Any, key: Any, num: int, options: Options, given: di
     if "sampler" in chosen:
         by = f"by {chosen['sampler']}, {chosen['steps']} steps, "
         each = f"{1e3 * seconds / (batches * chosen['steps']):.3g} ms a step of {batch_size} samples"
-    print(
-        f"{num} samples {by}{calls} network call{'s' if calls > 1 else ''} each; compiled in "
-        f"{compile_seconds:.2f} s, drawn in {seconds:.2f} s: {each}"
-    )
+    called = "as many network calls as each needs" if calls is None else f"{calls} network call{'s' * (calls > 1)} each"
+    print(f"{num} samples {by}{called}; compiled in {compile_seconds:.2f} s, drawn in {seconds:.2f} s: {each}")
     return samples
 
 

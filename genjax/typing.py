@@ -136,7 +136,8 @@ class Method(NamedTuple):
     - `sample(params, key, num, **options) -> [num, ...]`: `params` is `State.ema`; example i depends on the key and
       i alone, or on `key[i]` where one key an example is given. The keyword-only parameters of its signature are the
       options that `sample.py` offers for the method. With `trace=True`, if it has that one: `(samples, Trajectory)`.
-    - `network_calls(**options) -> int`: evaluations of the network for one example by `sample` with these options.
+    - `network_calls(**options) -> int`: evaluations of the network for one example by `sample` with these options;
+      None where they depend on the example, as those of an adaptive solver do.
     - `evaluate(params, key, batch) -> metrics`: means over a held-out batch; None where there are none.
     - `log_prob(params, key, data) -> [B]`, nats, of `data [B, ...]` in model units: for integers
       (`Examples.levels > 0`) the log of their probability, else of the density in model units. Exact, or a lower bound
@@ -154,7 +155,7 @@ class Method(NamedTuple):
     init: Callable[[Key, Batch], State]
     step: Callable[[State, Batch], tuple[State, Metrics]]
     sample: Callable[..., Any]
-    network_calls: Callable[..., int] = lambda **options: 1
+    network_calls: Callable[..., int | None] = lambda **options: 1
     evaluate: Callable[[Params, Key, Batch], Metrics] | None = None
     log_prob: Callable[..., Array] | None = None
     reconstruct: Callable[..., Array] | None = None

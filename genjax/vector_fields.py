@@ -86,6 +86,43 @@ def hutchinson_divergence(field: Field, x: Array, probe: Array) -> tuple[Array, 
     return value, sum_events(probe * pushed)
 
 
+def jacobian_moments(field: Field, x: Array, *, probe: Array | None = None) -> tuple[Array, Array, Array]:
+    """The field, its divergence `tr J` and the square of its Frobenius norm `||J||^2 = tr J J^T`, or estimates of these.
+
+        tr J = sum_d e_d . J e_d = E[v . J v],      ||J||^2 = sum_d |J e_d|^2 = E[|J v|^2]
+
+    The derivatives of one give the other for nothing. All D are taken at once.
+
+    Args:
+        field: `f(x [B, ...]) -> [B, ...]`.
+        x: `[B, ...]`, D numbers an example.
+        probe: v, `[B, ...]`, from `draw_probes`: one forward derivative for both estimates. Default: exact, by D.
+
+    Returns:
+        `f(x) [B, ...]`, `[B]` and `[B]`, at least float32.
+
+    Raises:
+        ValueError: the field returns another shape.
+
+    Example:
+        >>> _, trace, norm = jacobian_moments(lambda x: x**2, jnp.asarray([[1.0, 2.0]]))
+        >>> trace.tolist(), norm.tolist()
+        ([6.0], [20.0])
+
+    Source: Finlay et al. 2020 (arXiv 2002.02798), eqs. 8 and 10.
+    """
+    if probe is None:
+        units = jnp.eye(math.prod(x.shape[1:]), dtype=x.dtype).reshape(-1, 1, *x.shape[1:])
+        directions = jnp.broadcast_to(units, (len(units), *x.shape))
+    else:
+        directions = probe[None]
+    value, pushforward = jax.linearize(field, x)
+    _check_shape(value, x)
+    pushed = jax.vmap(pushforward)(directions)
+    each = jax.vmap(sum_events)
+    return value, jnp.sum(each(directions * pushed), axis=0), jnp.sum(each(jnp.square(pushed)), axis=0)
+
+
 def draw_probes(key: Key, like: Array, *, distribution: Literal["rademacher", "gaussian"] = "rademacher") -> Array:
     """Random directions v with `E[v v^T] = I`, of the shape and dtype of `like [B, ...]`.
 

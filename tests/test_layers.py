@@ -24,6 +24,7 @@ FLOORS = {
     "losses": 2,
     "samplers": 2,
     "likelihood": 2,
+    "continuous_flows": 2,
     "networks": 2,
     "metrics": 2,
     "training": 3,
@@ -67,7 +68,7 @@ SIBLINGS = {  # arrows between rooms of one floor; a package's own modules may i
 }
 WORLD = {"os", "pathlib", "time", "datetime", "sys", "io", "shutil", "tempfile", "subprocess", "socket", "random"}
 WORLD_CALLS = {"print", "open", "input"}
-HEAVY = {"matplotlib", "orbax", "scipy", "sklearn", "PIL", "tqdm", "tyro"}
+HEAVY = {"matplotlib", "orbax", "scipy", "sklearn", "PIL", "tqdm", "tyro", "diffrax", "equinox", "optimistix"}
 
 
 def module_names(file):

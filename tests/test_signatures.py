@@ -21,6 +21,7 @@ ROOMS = (
     "losses",
     "samplers",
     "likelihood",
+    "continuous_flows",
     "networks",
     "metrics",
 )

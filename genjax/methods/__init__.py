@@ -11,6 +11,7 @@
 from types import ModuleType
 
 from genjax.methods import (
+    cnf,
     consistency,
     ddpm,
     edm,
@@ -44,6 +45,7 @@ METHODS: dict[str, ModuleType] = {
     "wgan-gp": wgan_gp,
     "realnvp": realnvp,
     "spline-flow": spline_flow,
+    "cnf": cnf,
     "made": made,
     "pixelcnn": pixelcnn,
 }

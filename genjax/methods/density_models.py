@@ -21,6 +21,9 @@ from genjax.typing import Array, Batch, Examples, Key, Method, Metrics, Params, 
 LogDensity = Callable[[Params, Key, Array, Array | None], Array]
 """`(params, key, data [B, ...], label [B] | None) -> log p(data | label) [B]`, nats; a draw of a bound may use the key."""
 
+Objective = Callable[[Params, Key, Array, Array | None], tuple[Array, Metrics]]
+"""`(params, key, data [B, ...], label [B] | None) -> (loss [B], metrics)`, of training."""
+
 Draw = Callable[[Params, Key, Array | None], Array]
 """`(params, keys [B], label [B] | None) -> [B, ...]`, a draw for each key."""
 
@@ -33,8 +36,9 @@ def build(
     *,
     examples: Examples,
     num_classes: int,
-    network_calls: int,
+    network_calls: int | None,
     ema_decay: float,
+    objective: Objective | None = None,
     bounds_log_prob: bool = False,
     compiler_options: dict[str, str] | None = None,
 ) -> Method:
@@ -47,14 +51,18 @@ def build(
         optimizer: from `genjax.training.steps.adamw`, or any of optax.
         examples: what the data are.
         num_classes: 0 for a model without labels.
-        network_calls: evaluations of the network for one draw.
+        network_calls: evaluations of the network for one draw; None where they depend on it.
         ema_decay: of the moving average that sampling uses.
+        objective: what training minimises; default minus the log-density.
         bounds_log_prob: whether `log_density` is a lower bound in the mean over its key.
         compiler_options: for a `jit` of the step and the sampling.
     """
 
     def loss(params: Params, key: Key, batch: Batch) -> tuple[Array, Metrics]:
-        return -jnp.mean(log_density(params, key, batch.data, labels.of_batch(batch, num_classes))), {}
+        if objective is None:
+            return -jnp.mean(log_density(params, key, batch.data, labels.of_batch(batch, num_classes))), {}
+        losses, metrics = objective(params, key, batch.data, labels.of_batch(batch, num_classes))
+        return jnp.mean(losses), metrics
 
     def init(key: Key, batch: Batch) -> State:
         run_key, net_key = jax.random.split(key)
@@ -76,7 +84,7 @@ def build(
         )
         return jax.nn.logsumexp(of_class, axis=0) - jnp.log(num_classes)
 
-    def calls(**_: Any) -> int:
+    def calls(**_: Any) -> int | None:
         return network_calls
 
     step = with_ema(from_loss(loss, optimizer), ema_decay)
