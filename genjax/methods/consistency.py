@@ -103,7 +103,7 @@ def resolve(config: Config, examples: Examples, other: OtherRun | None = None) -
         raise UsageError("--guidance is of the teacher: give one with --teacher RUN_DIR")
     sigma_max = config.sigma_max or (80.0 if examples.are_images else 20.0)
     path_models.check_levels(config.sigma_min, sigma_max)
-    last_level = config.last_level or (0.8 if examples.are_images else 0.2)
+    last_level = config.last_level or (0.8 if examples.are_images else 0.3)
     if not config.sigma_min < last_level <= sigma_max:
         raise UsageError(f"--last-level is {last_level}; expected more than {config.sigma_min} and at most {sigma_max}")
     levels = config.levels or (80 if recipe == "distillation" else 160)
