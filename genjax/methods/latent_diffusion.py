@@ -29,6 +29,9 @@ OTHER_RUN = "first_stage"
 _CODES = 3
 """Folded into a step's key for the draw of the codes."""
 
+_STEPS = 25
+"""Of the default sampler."""
+
 _LEAST_DEVIATION = 1e-3
 """Of a dimension of the code in which all examples agree."""
 
@@ -74,9 +77,7 @@ def resolve(config: Config, examples: Examples, other: OtherRun | None = None) -
         raise UsageError(
             f"--first-stage {config.first_stage} is a run of {other.name}, which has no encoder: train vae"
         )
-    network = dataclasses.replace(config.network, width=config.network.width or 512)
-    codes = flow_matching.resolve(dataclasses.replace(config.codes, network=network), _codes(examples, other))
-    return dataclasses.replace(config, codes=codes)
+    return dataclasses.replace(config, codes=flow_matching.resolve(config.codes, _codes(examples, other)))
 
 
 def _codes(examples: Examples, other: OtherRun) -> Examples:
@@ -126,7 +127,7 @@ def build(
         num: int,
         *,
         sampler: str = "heun",
-        steps: int = 25,
+        steps: int = _STEPS,
         label: Array | None = None,
         guidance: Array | float = 1.0,
         trace: bool = False,
@@ -142,6 +143,9 @@ def build(
         states = jax.lax.map(lambda codes: decoded(params, codes), trajectory.x)
         return decoded(params, z), Trajectory(trajectory.t, states)
 
+    def network_calls(*, steps: int = _STEPS, **options: Any) -> int | None:
+        return inner.network_calls(steps=steps, **options)
+
     def reconstruct(params: Params, key: Key, data: Array) -> Array:
         """What the first stage makes of its codes."""
         assert first.reconstruct is not None
@@ -151,7 +155,7 @@ def build(
         init,
         step,
         sample,
-        inner.network_calls,
+        network_calls,
         evaluate,
         reconstruct=None if first.reconstruct is None else reconstruct,
         compiler_options=first.compiler_options,

@@ -63,6 +63,7 @@ def test_samples_are_decoded_codes_and_so_is_the_trajectory(built):
     assert trajectory.x.shape == (4, 4, 8, 8, 1)
     np.testing.assert_allclose(trajectory.x[-1], samples, atol=1e-6)
     assert method.network_calls(**options) == 6
+    assert method.network_calls() == 50  # Heun's two calls at each of 25 steps
     held = loop.example_batch(data.load("digits"), 4).data
     again = method.reconstruct(params, jax.random.key(0), held)
     np.testing.assert_allclose(again, first.method.reconstruct(first.params(), jax.random.key(0), held), atol=1e-6)
