@@ -56,24 +56,29 @@ def distances(run: Trained, data_name: str, seed: int, steps: int) -> list[float
     return found
 
 
-def measure(data_name: str, seed: int) -> dict[str, Any]:
-    """Distances by name, and seconds of training."""
+def by_calls(name: str, run: Trained, data_name: str, seed: int) -> dict[str, list[float]]:
+    """Distances of a consistency model by one call and by two."""
+    return {f"{name}, {n} call{'s' * (n > 1)}": distances(run, data_name, seed, n) for n in (1, 2)}
+
+
+def with_teacher(data_name: str, seed: int) -> dict[str, Any]:
+    """Distances by name, and seconds of training: the floor, a teacher and its student."""
     teacher = train("edm", data_name, seed)
     other = OtherRun("edm", teacher.method, 0, lambda: teacher.state.ema)
     student = train("consistency", data_name, seed, config=consistency.Config(), other=other)
-    alone = train("consistency", data_name, seed, config=consistency.Config(recipe="improved-training"))
-    floor = [wasserstein(fresh(data_name, seed, i, 1), fresh(data_name, seed, i, 0)) for i in range(DRAWS)]
-    calls = {"distillation": student, "improved-training": alone}
     return {
-        "floor": floor,
+        "floor": [wasserstein(fresh(data_name, seed, i, 1), fresh(data_name, seed, i, 0)) for i in range(DRAWS)],
         f"teacher, {TEACHER_STEPS} steps": distances(teacher, data_name, seed, TEACHER_STEPS),
-        **{
-            f"{name}, {steps} call{'s' * (steps > 1)}": distances(run, data_name, seed, steps)
-            for name, run in calls.items()
-            for steps in (1, 2)
-        },
-        "seconds": {"teacher": teacher.seconds, **{name: run.seconds for name, run in calls.items()}},
+        **by_calls("distillation", student, data_name, seed),
+        "seconds": {"teacher": teacher.seconds, "distillation": student.seconds},
     }
+
+
+def alone(data_name: str, seed: int) -> dict[str, Any]:
+    """The same of a consistency model that learns from the data."""
+    run = train("consistency", data_name, seed, config=consistency.Config(recipe="improved-training"))
+    name = "improved-training"
+    return {**by_calls(name, run, data_name, seed), "seconds": {name: run.seconds}}
 
 
 def main() -> None:
@@ -84,13 +89,16 @@ def main() -> None:
     for data_name in options.data:
         runs = []
         for seed in range(options.seeds):
-            name = f"{data_name}/{seed}"
-            if name not in results:
-                results[name] = measure(data_name, seed)
-                RESULTS.parent.mkdir(exist_ok=True)
-                RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
-            print(name, results[name], flush=True)
-            runs.append(results[name])
+            both: dict[str, Any] = {"seconds": {}}
+            for part in (with_teacher, alone):
+                name = f"{data_name}/{part.__name__}/{seed}"
+                if name not in results:
+                    results[name] = part(data_name, seed)
+                    RESULTS.parent.mkdir(exist_ok=True)
+                    RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
+                print(name, results[name], flush=True)
+                both = {**both, **results[name], "seconds": {**both["seconds"], **results[name]["seconds"]}}
+            runs.append(both)
         floor = np.mean([run["floor"] for run in runs])
         for what in (name for name in runs[0] if name != "seconds"):
             of_seed = np.mean([run[what] for run in runs], axis=1)
