@@ -83,7 +83,7 @@ def recommended(examples: Examples) -> Recommended:
     """Training that gives a good result on such examples."""
     if examples.are_images:
         return for_path_models(examples.event_shape)
-    return Recommended(steps=20_000, batch_size=256, learning_rate=3e-3, steps_per_dispatch=100)
+    return Recommended(steps=20_000, batch_size=256, learning_rate=3e-3, steps_per_dispatch=100, clip_update=1.0)
 
 
 def resolve(config: Config, examples: Examples, other: OtherRun | None = None) -> Config:
