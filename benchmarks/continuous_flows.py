@@ -9,14 +9,12 @@ Finished runs are kept in `benchmarks/results/continuous_flows.json`, so an inte
 """
 
 import dataclasses
-import json
-from pathlib import Path
 
 import jax
 import numpy as np
 import tyro
 
-from benchmarks import report
+from benchmarks import kept, report
 from benchmarks.likelihood import ENTROPY, NUM
 from benchmarks.training import train
 from genjax import continuous_flows
@@ -26,8 +24,6 @@ from genjax.methods.network_options import NetworkOptions
 from genjax.training import data
 from genjax.training.data import toys
 from genjax.typing import Array
-
-RESULTS = Path(__file__).with_name("results") / "continuous_flows.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,19 +72,17 @@ def train_and_score(method_name: str, data_name: str, seed: int) -> dict[str, fl
 def main() -> None:
     """Measure what is not there yet and write the table."""
     options = tyro.cli(Options)
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     rows = []
     for data_name in options.data:
         for method_name in options.methods:
             runs = []
             for seed in range(options.seeds):
                 name = f"{method_name}/{data_name}/{seed}"
-                if name not in results:
-                    results[name] = train_and_score(method_name, data_name, seed)
-                    RESULTS.parent.mkdir(exist_ok=True)
-                    RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
-                print(name, results[name], f"gap {results[name]['nats'] - ENTROPY[data_name]:.4f}", flush=True)
-                runs.append(results[name])
+                run = kept.keep(
+                    "continuous_flows", name, lambda m=method_name, d=data_name, s=seed: train_and_score(m, d, s)
+                )
+                print(f"gap {run['nats'] - ENTROPY[data_name]:.4f}", flush=True)
+                runs.append(run)
             mean = {key: np.mean([run[key] for run in runs]) for key in runs[0]}
             rows.append(
                 [

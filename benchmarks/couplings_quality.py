@@ -38,9 +38,7 @@ benchmark continues.
 """
 
 import dataclasses
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -51,7 +49,7 @@ from scipy.special import ndtri
 from scipy.stats import qmc
 from sklearn.datasets import make_moons
 
-from benchmarks import report
+from benchmarks import kept, report
 from genjax import couplings, paths, predictions, samplers, times
 from genjax.couplings import Coupling
 from genjax.losses.flow_matching import Spread, bridge_matching_loss, brownian_spread, constant_spread
@@ -66,7 +64,6 @@ from genjax.transport import wasserstein
 from genjax.typing import Array, Batch, Key, Method, Metrics, Params, State
 from genjax.typing import Path as ProbabilityPath
 
-RESULTS = Path(__file__).with_name("results") / "couplings_quality.json"
 NUM = 10_000
 EULER_STEPS = 100
 BATCH_SIZE = 512
@@ -255,16 +252,6 @@ def floors(data_name: str, seed: int) -> dict[str, float]:
     return {"fresh": between, "draws": wasserstein(independent_draws(data_name, 2 * seed), data)}
 
 
-def cached(results: dict[str, Any], name: str, compute: Callable[[], Any]) -> Any:
-    """`compute()`, or what an earlier call kept of it."""
-    if name not in results:
-        results[name] = compute()
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
-    print(name, results[name], flush=True)
-    return results[name]
-
-
 def mean_and_deviation(values: list[float], digits: int = 3) -> str:
     """`mean ± deviation`, or the one value."""
     mean = f"{np.mean(values):.{digits}f}"
@@ -322,21 +309,21 @@ HEADER = [
 def main() -> None:
     """Measure what is not there yet and write the table."""
     options = tyro.cli(Options)
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() and not options.quick else {}
-    keep = (lambda _, name, compute: print(name, compute(), flush=True)) if options.quick else cached
+    show = lambda _, name, compute: print(name, compute(), flush=True)  # noqa: E731
+    keep = show if options.quick else kept.keep
     seeds, fraction = ([QUICK_SEED], 20) if options.quick else (list(range(options.seeds)), 1)
     for data_name in options.data:
-        keep(results, f"cost/{data_name}", lambda d=data_name: transport_cost(d))
+        keep("couplings_quality", f"cost/{data_name}", lambda d=data_name: transport_cost(d))
         for seed in seeds:
-            keep(results, f"floor/{data_name}/{seed}", lambda d=data_name, s=seed: floors(d, s))
+            keep("couplings_quality", f"floor/{data_name}/{seed}", lambda d=data_name, s=seed: floors(d, s))
             for method_name in options.methods:
                 keep(
-                    results,
+                    "couplings_quality",
                     f"run/{data_name}/{method_name}/{seed}",
                     lambda m=method_name, d=data_name, s=seed: train_and_measure(m, d, s, STEPS[d] // fraction),
                 )
     if not options.quick:
-        report.write_table("couplings", HEADER, rows_of(results))
+        report.write_table("couplings", HEADER, rows_of(kept.read("couplings_quality")))
 
 
 if __name__ == "__main__":

@@ -9,18 +9,15 @@ Finished runs are kept in `benchmarks/results/likelihood.json`, so an interrupte
 """
 
 import dataclasses
-import json
-from pathlib import Path
 
 import jax
 import numpy as np
 import tyro
 
-from benchmarks import report
+from benchmarks import kept, report
 from benchmarks.training import train
 from genjax.training.data import toys
 
-RESULTS = Path(__file__).with_name("results") / "likelihood.json"
 NUM = 40_000
 ENTROPY = {
     "eight_gaussians": 2.832,
@@ -59,19 +56,15 @@ def train_and_score(method_name: str, data_name: str, seed: int) -> dict[str, fl
 def main() -> None:
     """Measure what is not there yet and write the table."""
     options = tyro.cli(Options)
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     rows = []
     for data_name in options.data:
         for method_name in options.methods:
             runs = []
             for seed in range(options.seeds):
                 name = f"{method_name}/{data_name}/{seed}"
-                if name not in results:
-                    results[name] = train_and_score(method_name, data_name, seed)
-                    RESULTS.parent.mkdir(exist_ok=True)
-                    RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
-                print(name, results[name], f"gap {results[name]['nats'] - ENTROPY[data_name]:.4f}", flush=True)
-                runs.append(results[name])
+                run = kept.keep("likelihood", name, lambda m=method_name, d=data_name, s=seed: train_and_score(m, d, s))
+                print(f"gap {run['nats'] - ENTROPY[data_name]:.4f}", flush=True)
+                runs.append(run)
             nats = np.array([run["nats"] for run in runs])
             rows.append(
                 [

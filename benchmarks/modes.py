@@ -8,23 +8,18 @@ Finished runs are kept in `benchmarks/results/modes.json`: an interrupted benchm
 """
 
 import dataclasses
-import json
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from benchmarks import report
+from benchmarks import kept, report
 from benchmarks.training import train
 from genjax.drawing import draw, jitted_sample
 from genjax.metrics.modes import mode_coverage
 from genjax.training.data import toys
 
-RESULTS = Path(__file__).with_name("results") / "modes.json"
 NUM = 100_000
 EXACT = "exact samples"
 
@@ -68,21 +63,6 @@ def exact(data_name: str, seed: int) -> dict[str, float]:
     return measure(data_name, points)
 
 
-def _read() -> dict[str, Any]:
-    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-
-
-def _cached(name: str, compute: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """The result of that name; read again before it is written, so that two benchmarks may run beside each other."""
-    found = _read().get(name)
-    if found is None:
-        found = compute()
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps(_read() | {name: found}, indent=1, sort_keys=True) + "\n")
-    print(name, found, flush=True)
-    return found
-
-
 def _row(data_name: str, method_name: str, seed: str, run: dict[str, float]) -> list[str]:
     minutes = f"{run['train_seconds'] / 60:.1f}" if "train_seconds" in run else ""
     return [
@@ -101,14 +81,15 @@ def main() -> None:
     """Measure what was asked for and is not there yet; the table has every run that is."""
     options = tyro.cli(Options)
     for data_name in options.data:
-        _cached(f"{EXACT}/{data_name}/0", lambda d=data_name: exact(d, 0))
+        kept.keep("modes", f"{EXACT}/{data_name}/0", lambda d=data_name: exact(d, 0))
         for method_name in options.methods:
             for seed in range(options.seeds):
-                _cached(
+                kept.keep(
+                    "modes",
                     f"{method_name}/{data_name}/{seed}",
                     lambda m=method_name, d=data_name, s=seed: train_and_measure(m, d, s),
                 )
-    found = {tuple(name.split("/")): run for name, run in _read().items()}
+    found = {tuple(name.split("/")): run for name, run in kept.read("modes").items()}
     order = sorted(found, key=lambda name: (name[1], name[0] != EXACT, name[0], int(name[2])))
     rows = [
         _row(data_name, method_name, seed, found[method_name, data_name, seed])

@@ -9,15 +9,13 @@ kept in `benchmarks/results/one_step.json`, so an interrupted benchmark continue
 """
 
 import dataclasses
-import json
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import tyro
 
-from benchmarks import report
+from benchmarks import kept, report
 from benchmarks.training import Trained, train
 from genjax.drawing import draw, jitted_sample
 from genjax.methods import consistency
@@ -25,7 +23,6 @@ from genjax.training.data import toys
 from genjax.transport import wasserstein
 from genjax.typing import OtherRun
 
-RESULTS = Path(__file__).with_name("results") / "one_step.json"
 NUM, DRAWS, TEACHER_STEPS = 4_000, 4, 100
 
 
@@ -84,7 +81,6 @@ def alone(data_name: str, seed: int) -> dict[str, Any]:
 def main() -> None:
     """Measure what is not there yet and write the table."""
     options = tyro.cli(Options)
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     rows = []
     for data_name in options.data:
         runs = []
@@ -92,12 +88,8 @@ def main() -> None:
             both: dict[str, Any] = {"seconds": {}}
             for part in (with_teacher, alone):
                 name = f"{data_name}/{part.__name__}/{seed}"
-                if name not in results:
-                    results[name] = part(data_name, seed)
-                    RESULTS.parent.mkdir(exist_ok=True)
-                    RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
-                print(name, results[name], flush=True)
-                both = {**both, **results[name], "seconds": {**both["seconds"], **results[name]["seconds"]}}
+                found = kept.keep("one_step", name, lambda part=part, d=data_name, s=seed: part(d, s))
+                both = {**both, **found, "seconds": {**both["seconds"], **found["seconds"]}}
             runs.append(both)
         floor = np.mean([run["floor"] for run in runs])
         for what in (name for name in runs[0] if name != "seconds"):

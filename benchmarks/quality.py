@@ -9,22 +9,18 @@ interrupted benchmark continues.
 """
 
 import dataclasses
-import json
 import time
-from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 import tyro
 
-from benchmarks import report
+from benchmarks import kept, report
 from benchmarks.training import train
 from genjax.drawing import draw, jitted_sample
 from genjax.training.data import toys
 from genjax.transport import wasserstein
 
-RESULTS = Path(__file__).with_name("results") / "quality.json"
 NUM = 10_000
 
 
@@ -60,24 +56,14 @@ def fresh(data_name: str, seed: int) -> np.ndarray:
     return points
 
 
-def _cached(results: dict[str, Any], name: str, compute: Any) -> Any:
-    if name not in results:
-        results[name] = compute()
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
-    print(name, results[name], flush=True)
-    return results[name]
-
-
 def main() -> None:
     """Measure what is not there yet and write the table."""
     options = tyro.cli(Options)
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     rows = []
     for data_name in options.data:
         floors = [
-            _cached(
-                results,
+            kept.keep(
+                "quality",
                 f"floor/{data_name}/{seed}",
                 lambda d=data_name, s=seed: wasserstein(fresh(d, 2 * s), fresh(d, 2 * s + 1)),
             )
@@ -85,8 +71,8 @@ def main() -> None:
         ]
         for method_name in options.methods:
             runs = [
-                _cached(
-                    results,
+                kept.keep(
+                    "quality",
                     f"{method_name}/{data_name}/{seed}",
                     lambda m=method_name, d=data_name, s=seed: train_and_measure(m, d, s),
                 )
