@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
     from genjax.methods import METHODS
 
     if not arguments or arguments[0] in ("-h", "--help"):
-        listing = "\n".join(f"  {name:16}{_summary(module)}" for name, module in METHODS.items())
+        listing = "\n".join(f"  {name:18}{_summary(module)}" for name, module in METHODS.items())
         print(_HELP.format(methods=listing))
         if not arguments:
             raise UsageError(f"expected a method: {', '.join(METHODS)}")
@@ -60,7 +60,7 @@ def _command(name: str, module: Any) -> Any:
         [("method", module.Config, module.Config()), ("training", TrainingOptions, TrainingOptions())],
         frozen=True,
     )
-    command.__doc__ = f"{_summary(module)}\n\nWhat is not given is chosen; the same command again resumes."
+    command.__doc__ = f"{_summary(module)}\n\nWhat is not given is chosen by the data; the same command again resumes."
     return command
 
 
