@@ -14,7 +14,7 @@ lower level is an average of the model; `improved-training` of Song & Dhariwal 2
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -148,7 +148,7 @@ def build(
     data_std, averaged = path_models.data_std(examples), config.recipe != "improved-training"
     num_classes = examples.num_classes if config.class_conditional else 0
     net = network_options.make_net(config.network, examples.event_shape, num_classes)
-    levels_at = _levels(config)
+    levels_at, training = _levels(config), _training(config, examples)
 
     def function(params: Params, label: Array | None) -> Model:
         return losses.consistency_function(net.bind(params, label), data_std=data_std, sigma_min=sigma_min)
@@ -173,27 +173,8 @@ def build(
                 errors = losses.consistency_distillation_loss(
                     model, key, data, levels=levels, teacher=teacher, target=target
                 )
-            elif averaged:
-                errors = losses.consistency_training_loss(
-                    model,
-                    key,
-                    data,
-                    levels=levels,
-                    target=target,
-                    distance=losses.squared,
-                    weighting=losses.uniform,
-                    intervals=grids.uniform_intervals,
-                )
             else:
-                mean = -1.1 + math.log(data_std / 0.5)  # the paper's is for data of deviation 0.5
-                errors = losses.consistency_training_loss(
-                    model,
-                    key,
-                    data,
-                    levels=levels,
-                    distance=losses.pseudo_huber(None if examples.are_images else _HUBER_POINTS),
-                    intervals=grids.lognormal_intervals(mean),
-                )
+                errors = losses.consistency_training_loss(model, key, data, levels=levels, target=target, **training)
             return jnp.mean(errors), {}
 
         after, metrics = from_loss(loss, optimizer)(state, batch)
@@ -227,6 +208,15 @@ def build(
         network_calls,
         compiler_options=network_options.compiler_options(config.network),
     )
+
+
+def _training(config: Config, examples: Examples) -> dict[str, Any]:
+    """What the loss of training from data alone takes in the recipe."""
+    if config.recipe == "training":
+        return {"distance": losses.squared, "weighting": losses.uniform, "intervals": grids.uniform_intervals}
+    mean = -1.1 + math.log(path_models.data_std(examples) / 0.5)  # the paper's is for data of deviation 0.5
+    distance = losses.pseudo_huber(None if examples.are_images else _HUBER_POINTS)
+    return {"distance": distance, "intervals": grids.lognormal_intervals(mean)}
 
 
 def _levels(config: Config) -> Callable[[Array], Array]:
