@@ -24,6 +24,7 @@ from genjax.transport import wasserstein
 from genjax.typing import OtherRun
 
 NUM, DRAWS, TEACHER_STEPS = 4_000, 4, 100
+ORDER = ("floor", "teacher", "distillation", "improved-training")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +93,9 @@ def main() -> None:
                 both = {**both, **found, "seconds": {**both["seconds"], **found["seconds"]}}
             runs.append(both)
         floor = np.mean([run["floor"] for run in runs])
-        for what in (name for name in runs[0] if name != "seconds"):
+        for what in sorted(
+            (name for name in runs[0] if name != "seconds"), key=lambda name: ORDER.index(name.split(",")[0])
+        ):
             of_seed = np.mean([run[what] for run in runs], axis=1)
             error = f" ± {of_seed.std(ddof=1) / len(runs) ** 0.5:.4f}" if len(runs) > 1 else ""
             seconds = [run["seconds"].get(what.split(",")[0], 0) for run in runs]
