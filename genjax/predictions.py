@@ -143,8 +143,9 @@ def on_another_path(model: Model, path: Path, predict: Kind, *, new_path: Path, 
 
     Example:
         >>> on_edm = on_another_path(lambda x, t: 0 * x, paths.cosine(), v, new_path=paths.edm(), new_predict=velocity)
-        >>> on_edm(jnp.ones((1, 2)), jnp.full(1, 2.0)).round(4).tolist()  # alpha noise = sigma data, x = data + 2 noise
-        [[0.4, 0.4]]
+        >>> velocities = on_edm(jnp.ones((1, 2)), jnp.full(1, 2.0))  # alpha noise = sigma data, data + 2 noise = 1
+        >>> [round(float(value), 4) for value in velocities[0]]
+        [0.4, 0.4]
     """
 
     def changed(x: Array, t: Array) -> Array:

@@ -128,6 +128,7 @@ def test_calls_per_step():
         "ddim": 1,
         "ddpm": 1,
         "ddpm-large": 1,
+        "heun-churn": 2,
         "euler-maruyama": 1,
         "predictor-corrector": 2,
         "annealed-langevin": 1,
