@@ -15,7 +15,7 @@ import numpy as np
 import tyro
 
 from benchmarks import kept, report
-from benchmarks.likelihood import ENTROPY, NUM
+from benchmarks.likelihood import ENTROPY, NUM, score
 from benchmarks.training import train
 from genjax import continuous_flows
 from genjax.continuous_flows import Solver
@@ -55,17 +55,13 @@ def train_and_score(method_name: str, data_name: str, seed: int) -> dict[str, fl
         return continuous_flows.flow_and_log_det(model, x[None], start=1.0, stop=0.0, solver=Solver(1e-5)).steps
 
     fresh, _ = toys.GENERATORS[data_name](np.random.default_rng([2026, seed]), NUM)
-    points = dataset.scaling.to_model(fresh).reshape(20, -1, fresh.shape[1])
     log_density, solver_steps = jax.jit(jax.vmap(each)), jax.jit(jax.vmap(steps_of))
-    nats = -np.concatenate([np.asarray(log_density(part), np.float64) for part in points])
-    nats += np.sum(np.log(np.asarray(dataset.scaling.scale, np.float64)))
     return {
-        "nats": nats.mean(),
-        "error": nats.std() / len(nats) ** 0.5,
+        **score(log_density, dataset.scaling, fresh, parts=20),
         "train_seconds": seconds,
         "train_steps": recommended.steps,
         "batch_size": recommended.batch_size,
-        "solver_steps": float(np.mean(solver_steps(points[0]))),
+        "solver_steps": float(np.mean(solver_steps(dataset.scaling.to_model(fresh[: NUM // 20])))),
     }
 
 

@@ -9,6 +9,7 @@ Finished runs are kept in `benchmarks/results/likelihood.json`, so an interrupte
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,7 +17,7 @@ import tyro
 
 from benchmarks import kept, report
 from benchmarks.training import train
-from genjax.training.data import toys
+from genjax.training.data import Scaling, toys
 
 NUM = 40_000
 ENTROPY = {
@@ -46,11 +47,16 @@ def train_and_score(method_name: str, data_name: str, seed: int) -> dict[str, fl
     """Nats on fresh points in data units, their standard error, and the seconds of training."""
     method, dataset, state, seconds = train(method_name, data_name, seed)
     fresh, _ = toys.GENERATORS[data_name](np.random.default_rng([2026, seed]), NUM)
-    points = dataset.scaling.to_model(fresh).reshape(10, -1, fresh.shape[1])
     log_prob = jax.jit(lambda x: method.log_prob(state.ema, jax.random.key(0), x))
-    nats = -np.concatenate([np.asarray(log_prob(part), np.float64) for part in points])
-    nats += np.sum(np.log(np.asarray(dataset.scaling.scale, np.float64)))
-    return {"nats": nats.mean(), "error": nats.std() / len(nats) ** 0.5, "train_seconds": seconds}
+    return {**score(log_prob, dataset.scaling, fresh, parts=10), "train_seconds": seconds}
+
+
+def score(log_density: Any, scaling: Scaling, points: np.ndarray, *, parts: int) -> dict[str, float]:
+    """Nats in data units of `points [N, D]` by a density in model units, so many parts at a time, and their standard error."""
+    in_model_units = np.split(np.asarray(scaling.to_model(points)), parts)
+    nats = -np.concatenate([np.asarray(log_density(part), np.float64) for part in in_model_units])
+    nats += np.sum(np.log(np.asarray(scaling.scale, np.float64)))
+    return {"nats": nats.mean(), "error": nats.std() / len(nats) ** 0.5}
 
 
 def main() -> None:
