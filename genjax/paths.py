@@ -39,7 +39,13 @@ def linear(sigma_min: float = 0.0) -> Path:
     Lipman et al. 2023, eq. 20. With sigma_min > 0 it ends at slightly blurred data, with 0 at the data.
     """
     rate = 1 - sigma_min
-    return Path(alpha=lambda t: t, sigma=lambda t: 1 - rate * t, t_data=1.0, t_noise=0.0)
+    return Path(
+        alpha=lambda t: t,
+        sigma=lambda t: 1 - rate * t,
+        t_data=1.0,
+        t_noise=0.0,
+        time_of_ratio=lambda ratio: 1 / (ratio + rate),
+    )
 
 
 def cosine() -> Path:
@@ -49,11 +55,18 @@ def cosine() -> Path:
         sigma=lambda t: jnp.sin(jnp.pi / 2 * t),
         t_data=0.0,
         t_noise=1.0,
+        time_of_ratio=lambda ratio: 2 / jnp.pi * jnp.arctan(ratio),
     )
 
 
 def _vp_log_alpha(beta_min: float, beta_max: float) -> Callable[[Array], Array]:
     return lambda t: -0.25 * t**2 * (beta_max - beta_min) - 0.5 * t * beta_min
+
+
+def _vp_time(beta_min: float, beta_max: float) -> Callable[[Array], Array]:
+    """The inverse of `-log alpha`: the root of a quadratic equation, without cancellation at small values."""
+    rise = beta_max - beta_min
+    return lambda decay: 4 * decay / (beta_min + jnp.sqrt(beta_min**2 + 4 * rise * decay))
 
 
 def vp(beta_min: float = 0.1, beta_max: float = 20.0) -> Path:
@@ -68,6 +81,7 @@ def vp(beta_min: float = 0.1, beta_max: float = 20.0) -> Path:
         sigma=lambda t: jnp.sqrt(-jnp.expm1(2 * log_alpha(t))),
         t_data=0.0,
         t_noise=1.0,
+        time_of_ratio=lambda ratio: _vp_time(beta_min, beta_max)(jnp.log1p(ratio**2) / 2),
     )
 
 
@@ -82,6 +96,7 @@ def sub_vp(beta_min: float = 0.1, beta_max: float = 20.0) -> Path:
         sigma=lambda t: -jnp.expm1(2 * log_alpha(t)),
         t_data=0.0,
         t_noise=1.0,
+        time_of_ratio=lambda ratio: _vp_time(beta_min, beta_max)(jnp.arcsinh(ratio / 2)),
     )
 
 
@@ -96,12 +111,15 @@ def ve(sigma_min: float = 0.01, sigma_max: float = 50.0) -> Path:
         sigma=lambda t: sigma_min * jnp.exp(ratio * t),
         t_data=0.0,
         t_noise=1.0,
+        time_of_ratio=lambda sigma: jnp.log(sigma / sigma_min) / ratio,
     )
 
 
 def edm(sigma_max: float = 80.0) -> Path:
     """The path of EDM: `alpha = 1`, `sigma = t`. Clock: t is the noise level, from sigma_max down to 0 (data)."""
-    return Path(alpha=jnp.ones_like, sigma=lambda t: t, t_data=0.0, t_noise=float(sigma_max))
+    return Path(
+        alpha=jnp.ones_like, sigma=lambda t: t, t_data=0.0, t_noise=float(sigma_max), time_of_ratio=lambda ratio: ratio
+    )
 
 
 def ddpm(betas: np.ndarray) -> Path:
@@ -123,7 +141,29 @@ def ddpm(betas: np.ndarray) -> Path:
     with np.errstate(divide="ignore"):
         log_alpha_bar = np.concatenate([[0.0], np.cumsum(np.log1p(-betas))])
     alphas, sigmas = np.exp(0.5 * log_alpha_bar), np.sqrt(-np.expm1(log_alpha_bar))
-    return Path(alpha=_interpolate_table(alphas), sigma=_interpolate_table(sigmas), t_data=0.0, t_noise=1.0)
+    return Path(
+        alpha=_interpolate_table(alphas),
+        sigma=_interpolate_table(sigmas),
+        t_data=0.0,
+        t_noise=1.0,
+        time_of_ratio=_table_time(alphas, sigmas),
+    )
+
+
+def _table_time(alphas: np.ndarray, sigmas: np.ndarray) -> Callable[[Array], Array]:
+    """The time at which sigma / alpha, of tables interpolated linearly, has a value: exact between neighbours."""
+    steps, rise_alpha, rise_sigma = len(alphas) - 1, np.diff(alphas), np.diff(sigmas)
+    with np.errstate(divide="ignore"):
+        ratios = sigmas / alphas
+
+    def time(ratio: Array) -> Array:
+        upper = jnp.clip(jnp.searchsorted(jnp.asarray(ratios, ratio.dtype), ratio), 1, steps)
+        alpha, sigma, d_alpha, d_sigma = (
+            jnp.asarray(table, ratio.dtype)[upper - 1] for table in (alphas, sigmas, rise_alpha, rise_sigma)
+        )
+        return ((upper - 1).astype(ratio.dtype) + (ratio * alpha - sigma) / (d_sigma - ratio * d_alpha)) / steps
+
+    return time
 
 
 def _interpolate_table(table: np.ndarray) -> Callable[[Array], Array]:
@@ -205,9 +245,26 @@ def log_snr(path: Path, t: Array) -> Array:
 
 
 def time_of_log_snr(path: Path, value: Array) -> Array:
-    """The time at which `log_snr(path, t) = value` (any shape), by bisection; values off the path give its ends."""
+    """The time at which `log_snr(path, t) = value` (any shape); values off the path give its ends.
+
+    In closed form where the path has one (`Path.time_of_ratio`), else by 64 bisections.
+    """
     value = jnp.asarray(value)
     noisiest, cleanest = (log_snr(path, jnp.asarray(end, value.dtype)) for end in (path.t_noise, path.t_data))
+    within = (value > noisiest) & (value < cleanest)
+    if path.time_of_ratio is None:
+        inside = _bisect(path, value)
+    else:
+        inside = path.time_of_ratio(jnp.exp(-jnp.where(within, value, _between(noisiest, cleanest)) / 2))
+    return jnp.where(within, inside, jnp.where(value <= noisiest, path.t_noise, path.t_data).astype(value.dtype))
+
+
+def _between(low: Array, high: Array) -> Array:
+    """A finite value between two, one or both of which may be infinite."""
+    return jnp.clip(0.0, low + 1, high - 1)
+
+
+def _bisect(path: Path, value: Array) -> Array:
     low, high = jnp.full_like(value, path.t_noise), jnp.full_like(value, path.t_data)
 
     def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -217,8 +274,7 @@ def time_of_log_snr(path: Path, value: Array) -> Array:
         return jnp.where(too_noisy, middle, low), jnp.where(too_noisy, high, middle)
 
     low, high = jax.lax.fori_loop(0, 64, halve, (low, high))
-    inside = jnp.where(value <= noisiest, path.t_noise, 0.5 * (low + high))
-    return jnp.where(value >= cleanest, path.t_data, inside)
+    return 0.5 * (low + high)
 
 
 def drift_and_diffusion(path: Path, t: Array) -> tuple[Array, Array]:

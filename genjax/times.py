@@ -117,6 +117,31 @@ def discrete(indices: np.ndarray, num_train_steps: int) -> Array:
     return jnp.asarray(np.append((np.asarray(indices) + 1) / num_train_steps, 0.0), _float())
 
 
+def restart(path: Path, t: Array, *, low: float, high: float, steps: int, repeats: int) -> Array:
+    """The grid `t [n]` with an interval passed `repeats` times more, for `samplers.restarting`.
+
+    From the first time at which `sigma / alpha <= low`, it goes back to `high` and down again in `steps` even steps of
+    `sigma / alpha` to the power 1/7, which end where they began. Xu et al. 2023 (arXiv 2306.14878), section 3.
+
+    Raises:
+        ValueError: not `0 < low < high`, no such time, or counts below 1.
+    """
+    _check_steps(steps)
+    if not 0 < low < high or repeats < 1:
+        raise ValueError(f"low is {low}, high {high}, repeats {repeats}; expected 0 < low < high and at least 1")
+    times = np.asarray(t)
+    alpha, sigma = (np.asarray(values) for values in paths.knots(path, jnp.asarray(t))[1:])
+    clean = np.flatnonzero((sigma <= low * alpha) & (sigma > 0))
+    if not len(clean):
+        raise ValueError(f"no time of the grid has 0 < sigma / alpha <= {low}")
+    turn = clean[0]
+    ratio = (
+        high ** (1 / 7) * (1 - (u := np.linspace(0.0, 1.0, steps + 1))) + u * (sigma[turn] / alpha[turn]) ** (1 / 7)
+    ) ** 7
+    again = np.append(_at_log_snr(path, -2 * np.log(ratio[:-1]), append_data=False), times[turn])
+    return jnp.asarray(np.concatenate([times[: turn + 1], np.tile(again, repeats), times[turn + 1 :]]), _float())
+
+
 def shift(path: Path, t: Array, factor: float) -> Array:
     """`t` (any shape) moved to where sigma / alpha is `factor` times as large; the path's ends stay.
 

@@ -20,12 +20,17 @@ Model = Callable[[Array, Array], Array]
 
 
 class Path(NamedTuple):
-    """A Gaussian probability path `x_t = alpha(t) * data + sigma(t) * noise` on its own clock."""
+    """A Gaussian probability path `x_t = alpha(t) * data + sigma(t) * noise` on its own clock.
+
+    `time_of_ratio` is the inverse of `sigma / alpha`, where it has a closed form; without it, it is found by bisection
+    (`paths.time_of_log_snr`).
+    """
 
     alpha: Callable[[Array], Array]
     sigma: Callable[[Array], Array]
     t_data: float
     t_noise: float
+    time_of_ratio: Callable[[Array], Array] | None = None
 
 
 class Knot(NamedTuple):

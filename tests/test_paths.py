@@ -411,6 +411,16 @@ def test_the_inverse_of_log_snr_in_single_precision(name):
     np.testing.assert_array_equal(back[50:], [*ends, *ends])
 
 
+@every_path
+def test_bisection_finds_what_the_closed_form_does(path, float64):
+    t = jnp.asarray(at(path, np.linspace(0.01, 0.99, 20)))
+    value = paths.log_snr(path, t)
+    bisected = paths.time_of_log_snr(path._replace(time_of_ratio=None), value)
+    np.testing.assert_allclose(
+        bisected, paths.time_of_log_snr(path, value), atol=1e-12 * abs(path.t_noise - path.t_data)
+    )
+
+
 # As functions of arrays
 
 

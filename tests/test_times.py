@@ -307,3 +307,20 @@ def test_no_silent_promotion(double):
         for density in (*(density(path) for density in DENSITIES.values()), times.lognormal_density()):
             assert jax.eval_shape(lambda key, density=density: density(key, 3), KEY).shape == (3,)
         assert times.discrete_density(10)(KEY, 3).shape == (3,)
+
+
+def test_a_restart_goes_back_and_comes_down_to_where_it_left(float64):
+    path = paths.edm()
+    t = times.karras(path, 10)
+    found = np.asarray(times.restart(path, t, low=0.5, high=3.0, steps=4, repeats=2))
+    turn = int(np.flatnonzero(np.asarray(t) <= 0.5)[0])
+    again = found[turn + 1 : turn + 6]
+    np.testing.assert_allclose(found[: turn + 1], t[: turn + 1])
+    np.testing.assert_allclose(found[turn + 6 : turn + 11], again)
+    np.testing.assert_allclose(found[turn + 11 :], t[turn + 1 :])
+    assert again[0] == pytest.approx(3.0)
+    assert again[-1] == pytest.approx(float(t[turn]))
+    np.testing.assert_allclose(np.diff(again ** (1 / 7)), np.diff(again ** (1 / 7))[0], rtol=1e-9)
+    for options in ({"low": 4.0, "high": 3.0}, {"low": 1e-9, "high": 3.0}):
+        with pytest.raises(ValueError, match=r"expected|no time"):
+            times.restart(path, t, steps=4, repeats=1, **options)

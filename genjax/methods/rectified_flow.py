@@ -4,12 +4,12 @@
     round k      the same with data = the end of the flow of round k - 1 that starts at the noise
 
 A round leaves the marginals as they are and raises no convex transport cost (Liu, Gong & Liu 2023, arXiv 2209.03003, theorem
-3.5); a straight flow needs one Euler step. The pairs of a round are made anew for every batch, by the averaged network that
-the last round ended with.
+3.5); a straight flow needs one Euler step. The averaged network that the last round ended with makes the pairs: an eighth of a
+batch at each step, which join those that are kept; batches are drawn from all of them.
 """
 
 import dataclasses
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,12 +23,25 @@ from genjax.losses.flow_matching import conditional_flow_matching_loss
 from genjax.methods import network_options, path_models
 from genjax.methods.network_options import ByData, NetworkOptions
 from genjax.methods.recommended import Recommended, for_path_models
-from genjax.training.compilation import convolution_cond
 from genjax.training.steps import from_loss, step_key, with_ema
 from genjax.typing import Array, Batch, Examples, Key, Method, Metrics, Params, State
 
 _PAIRS = 2
 """Folded into a step's key for the noise of its pairs."""
+
+_NEW_SHARE = 8
+"""A batch is so many times as large as what is made of pairs at a step: making them is most of the cost of a step."""
+
+_KEPT_PAIRS = 8192
+"""At most; then the oldest make room."""
+
+
+class Pairs(NamedTuple):
+    """Ends of the flow: `noise`, `data [kept, ...]`, `label [kept]` int32 (zeros without labels)."""
+
+    noise: Array
+    data: Array
+    label: Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +115,6 @@ def build(config: Config, optimizer: optax.GradientTransformation, examples: Exa
         compiler_options=network_options.compiler_options(config.network),
     )
     grid = path_models.uniform_knots(path, predictions.velocity, config.pair_steps)
-    cond = convolution_cond if config.network.network == "unet" else jax.lax.cond
 
     def end_of_flow(params: Params, noise: Array, label: Array | None) -> Array:
         denoise = predictions.denoiser(net.bind(params, label), path, predictions.velocity)
@@ -110,15 +122,40 @@ def build(config: Config, optimizer: optax.GradientTransformation, examples: Exa
 
     def init(key: Key, batch: Batch) -> State:
         state = base.init(key, batch)
-        return state._replace(frozen=jax.tree.map(jnp.copy, state.params))
+        kept = max(_KEPT_PAIRS, len(batch.data))
+        empty = jnp.zeros((kept, *batch.data.shape[1:]), batch.data.dtype)
+        pairs = Pairs(empty, jnp.copy(empty), jnp.zeros((kept,), jnp.int32))
+        return state._replace(frozen={"teacher": jax.tree.map(jnp.copy, state.params), "pairs": pairs})
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
-        ends_a_round = (state.step % round_steps == 0) & (state.step // round_steps <= config.reflow)
-        teacher = jax.tree.map(lambda averaged, last: jnp.where(ends_a_round, averaged, last), state.ema, state.frozen)
-        label = batch.label if num_classes else None
-        keys = as_example_keys(jax.random.fold_in(step_key(state), _PAIRS), len(batch.data))
-        noise = normal(keys, batch.data.shape, batch.data.dtype)
-        data = cond(state.step < round_steps, lambda: batch.data, lambda: end_of_flow(teacher, noise, label))
+        rounds_before = jnp.minimum(state.step // round_steps, config.reflow)
+        steps_before = state.step - rounds_before * round_steps
+        by_chance, size = rounds_before == 0, len(batch.data)
+        last = state.frozen["teacher"]
+        starts = (steps_before == 0) & ~by_chance
+        teacher = jax.tree.map(lambda averaged, last: jnp.where(starts, averaged, last), state.ema, last)
+        labels = jnp.zeros((size,), jnp.int32) if not num_classes or batch.label is None else batch.label
+        noise_key, choice_key = jax.random.split(jax.random.fold_in(step_key(state), _PAIRS))
+        noise = normal(as_example_keys(noise_key, size), batch.data.shape, batch.data.dtype)
+
+        def with_new_pairs() -> Pairs:
+            count = -(-size // _NEW_SHARE)
+            new_label = labels[:count]
+            made = end_of_flow(teacher, noise[:count], new_label if num_classes else None)
+            pairs: Pairs = state.frozen["pairs"]
+            kept = len(pairs.label)
+            place = (steps_before * count + jnp.arange(count)) % kept
+            values = Pairs(noise[:count], made, new_label)
+            return Pairs(*(old.at[place].set(new) for old, new in zip(pairs, values, strict=True)))
+
+        pairs = jax.lax.cond(by_chance, lambda: state.frozen["pairs"], with_new_pairs)
+        made = jnp.minimum((steps_before + 1) * -(-size // _NEW_SHARE), len(pairs.label))
+        chosen = jax.random.randint(choice_key, (size,), 0, made)
+        noise, data, labels = (
+            jnp.where(by_chance, chance, kept[chosen])
+            for chance, kept in zip((noise, batch.data, labels), pairs, strict=True)
+        )
+        label = labels if num_classes else None
 
         def loss(params: Params, key: Key, batch: Batch) -> tuple[Array, Metrics]:
             loss_key, label_key = jax.random.split(key)
@@ -130,8 +167,8 @@ def build(config: Config, optimizer: optax.GradientTransformation, examples: Exa
             )
             return jnp.mean(errors), {}
 
-        state, metrics = from_loss(loss, optimizer)(state._replace(frozen=teacher), batch._replace(data=data))
-        return state, metrics
+        frozen = {"teacher": teacher, "pairs": pairs}
+        return from_loss(loss, optimizer)(state._replace(frozen=frozen), batch._replace(data=data))
 
     return base._replace(
         init=init,

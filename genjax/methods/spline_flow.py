@@ -40,7 +40,7 @@ def resolve(config: Config, examples: Examples) -> Config:
         raise UsageError(f"--bins is {config.bins}; expected 1 to 256")
     if not config.bound > 0:
         raise UsageError(f"--bound is {config.bound}; expected more than 0")
-    depth, width, bins = (3, 64, 8) if examples.are_images else (8, 128, 16)
+    depth, width, bins = (6, 64, 8) if examples.are_images else (8, 128, 16)
     return dataclasses.replace(
         config, depth=config.depth or depth, width=config.width or width, bins=config.bins or bins
     )

@@ -11,9 +11,11 @@ from genjax.samplers.consistency import consistency_sample
 from genjax.samplers.guidance import classifier_free
 from genjax.samplers.langevin_dynamics import annealed_langevin, dwell, langevin, mala, predictor_corrector
 from genjax.samplers.loop import Sampler, calls_per_step, sample
+from genjax.samplers.multistep import deis, dpm_solver, dpm_solver_pp, lms, plms, unipc
 from genjax.samplers.ode import euler, heun, midpoint, rk4
 from genjax.samplers.resampling import importance_resample
-from genjax.samplers.stochastic import churned, euler_maruyama
+from genjax.samplers.singlestep import dpm_solver_pp_singlestep, dpm_solver_singlestep
+from genjax.samplers.stochastic import ancestral, churned, euler_maruyama, restarting
 
 SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "euler": lambda path, **_: euler(path),
@@ -26,6 +28,17 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "heun-churn": lambda path, **options: churned(
         heun(path, **options), path, lowest=0.05, highest=50.0, noise_scale=1.003
     ),
+    "dpm-2": lambda path, **_: dpm_solver_singlestep(path, order=2),
+    "dpm-3": lambda path, **_: dpm_solver_singlestep(path, order=3),
+    "dpm-2-ancestral": lambda path, **_: ancestral(dpm_solver_singlestep(path, order=2), path),
+    "dpmpp-2s": lambda path, **_: dpm_solver_pp_singlestep(path, order=2),
+    "dpmpp-2m": lambda path, **_: dpm_solver_pp(2),
+    "dpmpp-3m": lambda path, **_: dpm_solver_pp(3),
+    "dpmpp-2m-sde": lambda path, **_: dpm_solver_pp(2, eta=1.0),
+    "unipc": lambda path, **_: unipc(3),
+    "deis": lambda path, **_: deis(path),
+    "lms": lambda path, **_: lms(),
+    "plms": lambda path, **_: plms(),
     "euler-maruyama": lambda path, **_: euler_maruyama(path),
     "predictor-corrector": lambda path, **_: predictor_corrector(euler_maruyama(path)),
     "annealed-langevin": lambda path, **_: annealed_langevin(),
@@ -34,6 +47,7 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
 __all__ = [
     "SAMPLERS",
     "Sampler",
+    "ancestral",
     "annealed_langevin",
     "calls_per_step",
     "churned",
@@ -41,15 +55,24 @@ __all__ = [
     "consistency_sample",
     "ddim",
     "ddpm",
+    "deis",
+    "dpm_solver",
+    "dpm_solver_pp",
+    "dpm_solver_pp_singlestep",
+    "dpm_solver_singlestep",
     "dwell",
     "euler",
     "euler_maruyama",
     "heun",
     "importance_resample",
     "langevin",
+    "lms",
     "mala",
     "midpoint",
+    "plms",
     "predictor_corrector",
+    "restarting",
     "rk4",
     "sample",
+    "unipc",
 ]

@@ -15,12 +15,12 @@ Memory = Any
 class Sampler(NamedTuple):
     """A sampling method: what it remembers between steps, and one step from a knot to the next.
 
-    - `init(x) -> memory`: `()` for one-step methods.
+    - `init(x, knots) -> memory`: `()` for one-step methods; what a method computes of the whole grid, it computes here, once.
     - `step(denoise, key, x, memory, now, then) -> (x, memory)`: `key` holds one key an example `[B]`, or standard
       normal noise `[B, ...]` when the caller handed it in; `genjax.arrays.normal` takes either.
     """
 
-    init: Callable[[Array], Memory]
+    init: Callable[[Array, Knot], Memory]
     step: Callable[[Denoiser, Key, Array, Memory, Knot, Knot], tuple[Array, Memory]]
 
 
@@ -32,7 +32,7 @@ def one_step(step: Callable[[Denoiser, Key, Array, Knot, Knot], Array]) -> Sampl
     ) -> tuple[Array, Memory]:
         return step(denoise, key, x, now, then), memory
 
-    return Sampler(init=lambda x: (), step=with_memory)
+    return Sampler(init=lambda x, knots: (), step=with_memory)
 
 
 def sample(sampler: Sampler, denoise: Denoiser, key: Key, x: Array, knots: Knot, *, trace: bool = False) -> Any:
@@ -74,7 +74,7 @@ def sample(sampler: Sampler, denoise: Denoiser, key: Key, x: Array, knots: Knot,
 
     now = Knot(*(values[:-1].astype(x.dtype) for values in knots))
     then = Knot(*(values[1:].astype(x.dtype) for values in knots))
-    (last, _), states = jax.lax.scan(advance, (x, sampler.init(x)), (step_keys, now, then))
+    (last, _), states = jax.lax.scan(advance, (x, sampler.init(x, knots)), (step_keys, now, then))
     return (last, jnp.concatenate([x[None], states])) if trace else last
 
 
@@ -87,10 +87,11 @@ def calls_per_step(sampler: Sampler, shape: tuple[int, ...]) -> int:
         count += 1
         return Prediction(x, x)
 
-    def step(x: Array, knot: Knot) -> Array:
+    def step(x: Array, knots: Knot) -> Array:
         keys = jax.random.split(jax.random.key(0), x.shape[0])
-        return sampler.step(counting, keys, x, sampler.init(x), knot, knot)[0]
+        now, then = (Knot(*(values[index] for values in knots)) for index in (0, 1))
+        return sampler.step(counting, keys, x, sampler.init(x, knots), now, then)[0]
 
-    scalar: Any = jax.ShapeDtypeStruct((), jnp.float32)
-    jax.eval_shape(step, jax.ShapeDtypeStruct(shape, jnp.float32), Knot(scalar, scalar, scalar))
+    pair: Any = jax.ShapeDtypeStruct((2,), jnp.float32)
+    jax.eval_shape(step, jax.ShapeDtypeStruct(shape, jnp.float32), Knot(pair, pair, pair))
     return count

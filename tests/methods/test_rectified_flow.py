@@ -27,10 +27,10 @@ def test_the_teacher_is_the_average_at_the_end_of_each_round_and_of_no_other_ste
     method = rectified_flow.build(config, adamw(1e-2, 12), dataset.examples)
     batch = loop.example_batch(dataset, 16)
     state, step = method.init(jax.random.key(0), batch), jax.jit(method.step)
-    teachers, averages = [state.frozen], [state.ema]
+    teachers, averages = [state.frozen["teacher"]], [state.ema]
     for _ in range(12):
         state, _ = step(state, batch)
-        teachers.append(state.frozen)
+        teachers.append(state.frozen["teacher"])
         averages.append(state.ema)
     changed = [k for k in range(12) if not equal(teachers[k + 1], teachers[k])]
     assert changed == [3, 6]  # rounds 0, 1 and 2 start at steps 0, 3 and 6; the last goes on to the end
@@ -47,13 +47,29 @@ def test_a_round_learns_the_pairs_of_its_teacher(class_conditional):
     batch = loop.example_batch(dataset, 256)
     state = method.init(jax.random.key(0), batch)
     zeros = jax.tree.map(jnp.zeros_like, state.params)
-    state = state._replace(params=zeros, ema=jax.tree.map(jnp.copy, zeros), frozen=jax.tree.map(jnp.copy, zeros))
+    state = state._replace(params=zeros, ema=jax.tree.map(jnp.copy, zeros))
     losses = []
     for _ in range(2):
         state, metrics = jax.jit(method.step)(state, batch)
         losses.append(float(metrics["loss"]))
     assert losses[0] == pytest.approx(2, abs=0.3)
     assert losses[1] < 1e-6
+
+
+def test_pairs_of_a_round_are_kept_and_a_new_round_forgets_those_of_the_last():
+    dataset = data.load("moons")
+    config = rectified_flow.Config(reflow=2, round_steps=3, pair_steps=2, network=TINY)
+    method = rectified_flow.build(config, adamw(1e-2, 12), dataset.examples)
+    batch = loop.example_batch(dataset, 16)
+    state, step = method.init(jax.random.key(0), batch), jax.jit(method.step)
+    made = []
+    for _ in range(8):
+        state, _ = step(state, batch)
+        made.append(np.asarray(state.frozen["pairs"].noise))
+    assert [int(np.any(noise != 0, axis=1).sum()) for noise in made] == [0, 0, 0, 2, 4, 6, 6, 6]  # two a step
+    np.testing.assert_array_equal(made[5][:4], made[4][:4])
+    assert np.all(made[6][:2] != made[5][:2])
+    np.testing.assert_array_equal(made[6][2:], made[5][2:])
 
 
 @pytest.mark.parametrize("name", ["eight_gaussians", "grid25"])

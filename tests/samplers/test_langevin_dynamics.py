@@ -203,7 +203,7 @@ def grid_of(*knots):
 
 
 DATA_END = Knot(jnp.float32(1), jnp.float32(1), jnp.float32(0))
-STAY = Sampler(lambda x: jnp.zeros(()), lambda denoise, key, x, memory, now, then: (x, memory + 1))
+STAY = Sampler(lambda x, knots: jnp.zeros(()), lambda denoise, key, x, memory, now, then: (x, memory + 1))
 
 
 def _moved(x, z, size):
@@ -252,9 +252,9 @@ def test_the_corrector_keeps_the_noisy_density():
 
 def test_the_predictor_keeps_its_memory():
     sampler = predictor_corrector(STAY)
-    x, key = jnp.zeros((2, 1)), example_keys(jax.random.key(0), 2)
-    assert sampler.init(x) == 0
-    assert sampler.step(bent, key, x, sampler.init(x), LEVEL, LEVEL)[1] == 1
+    x, key, knots = jnp.zeros((2, 1)), example_keys(jax.random.key(0), 2), grid_of(LEVEL, LEVEL)
+    assert sampler.init(x, knots) == 0
+    assert sampler.step(bent, key, x, sampler.init(x, knots), LEVEL, LEVEL)[1] == 1
 
 
 # Randomness and compilation

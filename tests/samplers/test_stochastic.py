@@ -6,7 +6,19 @@ import numpy as np
 import pytest
 
 from genjax import oracles, paths, times
-from genjax.samplers import SAMPLERS, churned, ddim, euler_maruyama, heun, sample
+from genjax.samplers import (
+    SAMPLERS,
+    ancestral,
+    churned,
+    ddim,
+    dpm_solver_pp,
+    dpm_solver_singlestep,
+    euler,
+    euler_maruyama,
+    heun,
+    restarting,
+    sample,
+)
 from genjax.typing import Knot, Path, Prediction
 
 PATHS = {"linear": paths.linear(), "cosine": paths.cosine(), "vp": paths.vp(), "sub_vp": paths.sub_vp()}
@@ -47,13 +59,18 @@ def _errors_of_moments(sampler, path, steps):
 STOCHASTIC = {
     **{name: lambda path, name=name: SAMPLERS[name](path) for name in ("ddpm", "ddpm-large", "euler-maruyama")},
     "ddim(0.5)": lambda path: ddim(0.5),
+    "twice the noise": lambda path: euler_maruyama(path, noise_rate=2.0),
 }
 
 
-@pytest.mark.parametrize("path", ["linear", "vp"])
-@pytest.mark.parametrize("name", STOCHASTIC)
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [*((name, path) for name in STOCHASTIC for path in ("linear", "vp")), ("a third of the noise", "vp")],
+)
 def test_the_weak_error_is_of_first_order(float64, name, path):
-    sampler = STOCHASTIC[name](PATHS[path])
+    """Less noise than that of the SDE forgets the singular start, alpha = 0 of linear, less quickly: vp has none."""
+    third = euler_maruyama(PATHS[path], noise_rate=1 / 3)
+    sampler = third if name == "a third of the noise" else STOCHASTIC[name](PATHS[path])
     coarse, fine = (_errors_of_moments(sampler, PATHS[path], steps) for steps in (512, 2048))
     orders = np.log2(np.divide(coarse, np.maximum(fine, 1e-16))) / 2
     print(f"{name} on {path}: mean {coarse[0]:.1e} -> {fine[0]:.1e}, variance {coarse[1]:.1e} -> {fine[1]:.1e}", orders)
@@ -166,3 +183,86 @@ def test_churn_keeps_the_marginals(float64, name):
     print(f"churn on {name}: mean {coarse[0]:.1e} -> {fine[0]:.1e}, variance {coarse[1]:.1e} -> {fine[1]:.1e}")
     assert np.all(np.less(fine, 1e-5))
     assert np.all(np.less(fine, 0.1 * np.asarray(coarse) + 1e-14))
+
+
+def _gaussian_run(sampler, knots, key=7):
+    x = jnp.linspace(-2.0, 2.0, 8)[:, None] * knots.sigma[0]
+    return sample(sampler, gaussian, jax.random.key(key), x, knots)
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_without_noise_euler_maruyama_is_euler(float64, name):
+    path = PATHS[name]
+    between = path.t_noise + np.linspace(0.1, 0.9, 5) * (path.t_data - path.t_noise)
+    knots = paths.knots(path, jnp.asarray(between))
+    found = _gaussian_run(euler_maruyama(path, noise_rate=0.0), knots)
+    np.testing.assert_allclose(found, _gaussian_run(euler(path), knots), atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine", "vp"])
+@pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])
+def test_ancestral_ddim_is_ddim_with_eta(float64, name, eta):
+    """From noise to the data, alpha = 0 and sigma = 0 included."""
+    path = PATHS[name]
+    knots = paths.knots(path, times.uniform(path, 6))
+    found = _gaussian_run(ancestral(ddim(), path, eta=eta), knots)
+    np.testing.assert_allclose(found, _gaussian_run(ddim(eta), knots), atol=1e-9)
+
+
+def test_ancestral_steps_of_order_two_go_down_and_back(float64):
+    """k-diffusion's rule for DPM2 ancestral, by hand at alpha = 1."""
+    sampler = dpm_solver_singlestep(EDM, order=2)
+    x = jnp.asarray([[0.4], [1.0]])
+    up = min(1.0, 1.0 * np.sqrt(1.0**2 * (2.0**2 - 1.0**2) / 2.0**2))
+    down = np.sqrt(1.0 - up**2)
+    there = sample(sampler, gaussian, jax.random.key(0), x, paths.knots(EDM, jnp.asarray([2.0, down])))
+    found = sample(ancestral(sampler, EDM), gaussian, jnp.ones((1, 2, 1)), x, paths.knots(EDM, jnp.asarray([2.0, 1.0])))
+    np.testing.assert_allclose(found, there + up, atol=1e-12)
+
+
+def test_restarts_keep_the_marginals(float64):
+    """Moments of Heun's method on a Gaussian, by impulses: as near with restarts as without, and to the same order."""
+    path = EDM
+
+    def error(steps, repeats):
+        t = times.karras(path, steps, sigma_min=0.02, append_data=False)
+        if repeats:
+            t = times.restart(path, t, low=0.3, high=2.0, steps=steps // 2, repeats=repeats)
+        knots = paths.knots(path, t)
+        count = len(t) - 1
+        impulses = jnp.eye(count + 1)
+        first, last = (Knot(*(value[index] for value in knots)) for index in (0, -1))
+        start = jnp.sqrt(STD**2 + first.sigma**2) * impulses[0][:, None]
+
+        def centred(x, knot):
+            at_mean = gaussian(x + MEAN, knot)
+            return at_mean._replace(data=at_mean.data - MEAN)
+
+        end = sample(restarting(heun(path)), centred, impulses[1:, :, None], start, knots)
+        return abs(float(jnp.sum(end**2) / (STD**2 + last.sigma**2)) - 1)
+
+    plain, restarted = ([error(steps, repeats) for steps in (32, 128)] for repeats in (0, 3))
+    print(f"errors of the variance: plain {plain}, restarted {restarted}")
+    assert restarted[1] < 2e-3
+    assert restarted[1] < restarted[0] / 12
+
+
+def test_a_restart_contracts_what_went_wrong_before_it(float64):
+    """The difference between two starts shrinks by the share of the data in the noise, each time."""
+    knots = paths.knots(EDM, jnp.asarray([2.0, 0.3, 2.0, 0.3, 2.0, 0.3]))
+    x = jnp.asarray([[0.0], [1.0]])
+    states = sample(restarting(ddim()), gaussian, jnp.zeros((5, 2, 1)), x, knots, trace=True)[1][:, :, 0]
+    spread = states[:, 1] - states[:, 0]
+    np.testing.assert_allclose(spread[2], spread[1], atol=1e-12)
+    np.testing.assert_allclose(spread[3] / spread[1], spread[1] / spread[0], rtol=1e-9)
+
+
+def test_what_cannot_take_noise():
+    knots = paths.knots(EDM, jnp.asarray([2.0, 1.0, 0.5]))
+    for wrap in (lambda s: churned(s, EDM), lambda s: ancestral(s, EDM), restarting):
+        with pytest.raises(ValueError, match="not of multistep"):
+            _gaussian_run(wrap(dpm_solver_pp(2)), knots)
+    with pytest.raises(ValueError, match="eta is -1"):
+        ancestral(ddim(), EDM, eta=-1.0)
+    with pytest.raises(ValueError, match="noise_rate is -1"):
+        euler_maruyama(EDM, noise_rate=-1.0)
