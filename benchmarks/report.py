@@ -1,4 +1,4 @@
-"""Tables of `benchmarks/README.md`, each between its own two marks, rewritten by the script that measured it."""
+"""Tables of `benchmarks/README.md` and of `docs/`, each between its own two marks, rewritten by the script that measured it."""
 
 import datetime
 import os
@@ -8,20 +8,20 @@ from pathlib import Path
 README = Path(__file__).with_name("README.md")
 
 
-def write_table(name: str, header: list[str], rows: list[list[str]]) -> None:
-    """Replace the table between `<!-- name -->` and `<!-- /name -->` and say when and on what it was measured.
+def write_table(name: str, header: list[str], rows: list[list[str]], *, file: Path = README) -> None:
+    """Replace the table between `<!-- name -->` and `<!-- /name -->` of `file`; say when and on what it was measured.
 
     Raises:
-        ValueError: the README has no such marks.
+        ValueError: the file has no such marks.
     """
     table = [header, ["---"] * len(header), *rows]
     lines = "\n".join("| " + " | ".join(row) + " |" for row in table)
-    text = README.read_text()
+    text = file.read_text()
     before, opening, rest = text.partition(f"<!-- {name} -->")
     _, closing, after = rest.partition(f"<!-- /{name} -->")
     if not opening or not closing:
-        raise ValueError(f"{README} has no table called {name}")
-    README.write_text(f"{before}{opening}\n{lines}\n\n{measured_on()}\n{closing}{after}")
+        raise ValueError(f"{file} has no table called {name}")
+    file.write_text(f"{before}{opening}\n{lines}\n\n{measured_on()}\n{closing}{after}")
 
 
 def measured_on() -> str:

@@ -26,6 +26,7 @@ deis and plms). **End**: a step that lands on sigma = 0, where lambda is infinit
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from genjax.arrays import normal
@@ -42,15 +43,15 @@ def _check_order(order: int, most: int) -> None:
         raise ValueError(f"order is {order}; expected 1 to {most}")
 
 
-def _orders(order: int, nodes: Array, *, lower_order_end: bool) -> Array:
-    """The order of every step `[steps]` by the values that lie before it, for `nodes [steps + 1]`."""
-    h = jnp.diff(nodes)
-    index = jnp.arange(len(h))
-    orders = jnp.clip(index + 1 - jnp.argmax(jnp.isfinite(nodes)), 1, order)
+def _orders(order: int, nodes: Array, t: Array, *, lower_order_end: bool) -> Array:
+    """The order of every step `[steps]`: one more than the steps before it that moved, for `nodes` and `t [steps + 1]`."""
+    moves = jnp.isfinite(jnp.diff(nodes)) & (jnp.diff(t) != 0)
+    index = jnp.arange(len(moves))
+    first = jax.lax.cummax(jnp.where(moves, 0, index + 1))
+    orders = jnp.minimum(index + 1 - jnp.concatenate([jnp.zeros_like(first[:1]), first[:-1]]), order)
     if lower_order_end:
-        orders = jnp.minimum(orders, len(h) - index)
-    before = jnp.concatenate([jnp.ones_like(h[:1]), h[:-1]])
-    return jnp.where(jnp.isfinite(h) & (h != 0) & (before != 0), orders, 1)
+        orders = jnp.minimum(orders, len(moves) - index)
+    return jnp.where(moves, orders, 1)
 
 
 def _finite_steps(nodes: Array) -> Array:
@@ -169,7 +170,7 @@ def _data_moments(knots: Knot, count: int, eta: float) -> tuple[Array, Array, Ar
 
 def _data_weights(knots: Knot, rules: _Rules) -> _Weights:
     nodes, k, moments = _data_moments(knots, rules.order, rules.eta)
-    orders = _orders(rules.order, nodes, lower_order_end=rules.lower_order_end)
+    orders = _orders(rules.order, nodes, knots.t, lower_order_end=rules.lower_order_end)
     moments = _with_slope(moments, k, rules.slope, orders == 2)
     moments = moments.at[:, 2:3].multiply(rules.quadratic)
     weights = interpolation_weights(*_places(nodes, orders, rules.order), moments)
@@ -253,7 +254,7 @@ def dpm_solver(
 
     def weights_of(knots: Knot) -> _Weights:
         nodes = log_ratio(knots)
-        orders = _orders(order, nodes, lower_order_end=lower_order_end)
+        orders = _orders(order, nodes, knots.t, lower_order_end=lower_order_end)
         k = -_finite_steps(nodes)
         moments = _with_slope(exponential_moments(k, order), k, slope, orders == 2)
         moments = moments.at[:, 2:3].multiply(_quadratic(half_quadratic))
@@ -272,7 +273,7 @@ def lms(order: int = 4, *, lower_order_end: bool = False) -> Sampler:
 
     def weights_of(knots: Knot) -> _Weights:
         nodes = jnp.where(knots.alpha == 0, jnp.inf, knots.sigma / jnp.where(knots.alpha == 0, 1.0, knots.alpha))
-        orders = _orders(order, nodes, lower_order_end=lower_order_end)
+        orders = _orders(order, nodes, knots.t, lower_order_end=lower_order_end)
         moments = _uniform_moments(knots.alpha[1:] * _finite_steps(nodes), order)
         return _noise_weights(knots, nodes, moments, orders)
 
@@ -296,7 +297,7 @@ def plms(order: int = 4, *, lower_order_end: bool = False) -> Sampler:
 
     def weights_of(knots: Knot) -> _Weights:
         nodes = jnp.arange(len(knots.t), dtype=knots.t.dtype)
-        orders = _orders(order, nodes, lower_order_end=lower_order_end)
+        orders = _orders(order, nodes, knots.t, lower_order_end=lower_order_end)
         ratio = knots.sigma / jnp.where(knots.alpha == 0, 1.0, knots.alpha)
         moments = _uniform_moments(knots.alpha[1:] * jnp.diff(ratio), order)
         return _noise_weights(knots, nodes, moments, orders)
@@ -326,7 +327,7 @@ def deis(path: Path, *, order: int = 3, lower_order_end: bool = False) -> Sample
 
     def weights_of(knots: Knot) -> _Weights:
         t = knots.t
-        orders = _orders(order, t, lower_order_end=lower_order_end)
+        orders = _orders(order, t, t, lower_order_end=lower_order_end)
         u, weights = (jnp.asarray(values, t.dtype)[None] for values in gauss_legendre(16))
         between = ratio(t[:-1, None] + jnp.diff(t)[:, None] * u)
         moments = [jnp.zeros_like(t[1:])]
@@ -403,7 +404,7 @@ def _correction(knots: Knot, rules: _Rules) -> _Correction:
     """What corrects the state at the start of each step: the step before it again, with the estimate at its end."""
     count = rules.order + 1
     nodes, k, moments = _data_moments(knots, count, 0.0)
-    orders = _orders(rules.order, nodes, lower_order_end=rules.lower_order_end)
+    orders = _orders(rules.order, nodes, knots.t, lower_order_end=rules.lower_order_end)
     moments = _with_slope(moments, k, rules.slope, orders == 1)
     places, used = _places(nodes, orders, rules.order)
     exists = jnp.isfinite(jnp.diff(nodes)) & (jnp.diff(nodes) != 0)
