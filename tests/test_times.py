@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from genjax import paths, times
+from genjax import oracles, paths, samplers, times
 
 REFERENCE = File(__file__).parent / "reference"
 KEY = jax.random.key(11)
@@ -324,3 +324,79 @@ def test_a_restart_goes_back_and_comes_down_to_where_it_left(float64):
     for options in ({"low": 4.0, "high": 3.0}, {"low": 1e-9, "high": 3.0}):
         with pytest.raises(ValueError, match=r"expected|no time"):
             times.restart(path, t, steps=4, repeats=1, **options)
+
+
+# Optimised grids
+
+
+def optimised_and_by_hand(sampler, steps):
+    """Root mean square distances on starts that the optimiser has not seen: of its grid and of three made by hand."""
+    path = paths.edm()
+    weights, means = [0.4, 0.6], np.array([[1.0, 0.5], [-1.0, 0.2]])
+    denoise = oracles.denoiser(oracles.mixture(weights, means, np.array([0.2, 0.1])))
+    noise = 80 * jax.random.normal(jax.random.key(0), (256, 2))
+
+    def ends(knots, start):
+        return samplers.sample(sampler, denoise, jax.random.key(0), start, knots)
+
+    fine = samplers.dpm_solver_singlestep(path, order=3)
+    fine_knots = paths.knots(path, times.log_snr(path, 300, low=-2 * np.log(80), high=20.0))
+    exact = jax.jit(lambda: samplers.sample(fine, denoise, jax.random.key(0), noise, fine_knots))()
+
+    def error(knots, half=slice(0, 128)):
+        return jnp.mean((ends(knots, noise[half]) - exact[half]) ** 2)
+
+    by_hand = [
+        times.karras(path, steps),
+        times.karras(path, steps, rho=3),
+        times.log_snr(path, steps, low=-2 * np.log(80), high=2 * np.log(500)),
+    ]
+    held_out = jax.jit(lambda t: jnp.sqrt(error(paths.knots(path, t), slice(128, 256))))
+    found = times.optimise(error, path, by_hand[2], iterations=200)
+    return held_out(found), min(float(held_out(t)) for t in by_hand)
+
+
+@pytest.mark.parametrize("steps", [5, 10])
+@pytest.mark.parametrize("name", ["ddim", "dpmpp-2m", "unipc"])
+def test_an_optimised_grid_beats_the_best_one_made_by_hand(float64, name, steps):
+    found, by_hand = optimised_and_by_hand(samplers.SAMPLERS[name](paths.edm()), steps)
+    print(f"{name}, {steps} calls: {found:.1e} optimised, {by_hand:.1e} by hand")
+    assert found < 0.8 * by_hand
+
+
+@pytest.mark.parametrize("name", ["linear", "vp", "edm"])
+def test_optimising_finds_the_grid_of_least_error_and_keeps_the_ends(float64, name):
+    """linear starts at alpha = 0 and ends at sigma = 0; vp and edm end at sigma = 0."""
+    path = {"linear": paths.linear(), "vp": paths.vp(), "edm": paths.edm()}[name]
+    t = times.uniform(path, 6)
+    target = jnp.asarray([-2.0, -1.0, 0.5, 2.0, 4.0])
+
+    def error(knots):
+        return 1e-3 + jnp.sum((2 * jnp.log(knots.alpha[1:-1] / knots.sigma[1:-1]) - target) ** 2)
+
+    found = times.optimise(error, path, t, iterations=1500)
+    np.testing.assert_allclose(paths.log_snr(path, found[1:-1]), target, atol=0.02)
+    np.testing.assert_array_equal(found[jnp.asarray([0, -1])], t[jnp.asarray([0, -1])])
+
+
+def test_a_grid_between_finite_ends_keeps_both(float64):
+    path = paths.linear()
+    t = times.uniform(path, 4, start=0.1, end=0.9)
+    found = times.optimise(lambda knots: 1 + knots.t[1] ** 2, path, t, iterations=20)
+    np.testing.assert_allclose(found[jnp.asarray([0, -1])], t[jnp.asarray([0, -1])], atol=1e-12)
+    assert np.all(np.diff(found) > 0)
+    assert found[1] < t[1]
+
+
+def test_the_grid_stays_where_nothing_is_better(float64):
+    path = paths.vp()
+    t = times.uniform(path, 5)
+    found = times.optimise(lambda knots: jnp.ones(()) + 0 * jnp.sum(knots.t), path, t, iterations=5)
+    np.testing.assert_allclose(found, t, atol=1e-9)
+
+
+def test_grids_without_a_free_knot_are_refused():
+    path = paths.linear()
+    for t in ([0.0, 1.0], [0.2, 0.8], [0.2, 0.2, 0.5, 0.8]):
+        with pytest.raises(ValueError, match="no knot to move"):
+            times.optimise(lambda knots: jnp.sum(knots.t), path, jnp.asarray(t))
