@@ -262,6 +262,8 @@ def draw(distances: dict[str, dict[str, np.ndarray]], path: Path) -> None:
         axes.set_xticks(CALLS, [str(calls) for calls in CALLS])
         axes.minorticks_off()
         axes.grid(visible=True, color="#e5e5e5")
+    for axes in figure.axes:
+        axes.set_ylim(top=2.0)
     figure.axes[0].set_ylabel("error / size of the data")
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
     figure.savefig(path, dpi=120)
