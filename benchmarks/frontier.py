@@ -175,7 +175,7 @@ def optimised_errors(name: str, density: Density, start: Array, ends: Array, siz
     errors = {}
     for calls in OPTIMISED_CALLS:
         t = times.log_snr(PATH, calls, low=-2 * float(np.log(SIGMA_MAX)), high=-2 * float(np.log(SIGMA_MIN)))
-        t = times.optimise(lambda knots: error(knots, *parts[0]), PATH, t, iterations=200)
+        t = times.optimise(lambda knots: error(knots, *parts[0]), PATH, t)
         errors[calls] = float(jnp.sqrt(jax.jit(error)(paths.knots(PATH, t), *parts[1])))
     return errors
 

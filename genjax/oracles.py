@@ -78,6 +78,30 @@ def sample(mix: Mixture, key: Key, num: int) -> Array:
     return mix.means[component] + jnp.einsum("bij,bj->bi", mix.eigenvectors[component], scaled)
 
 
+def given_measurement(mix: Mixture, operator: ArrayLike, measurement: ArrayLike, noise_std: float) -> Mixture:
+    """The posterior mixture of the data given `measurement = operator data + noise_std z`, exact.
+
+    Args:
+        mix: of the data, D-dimensional.
+        operator: `[M, D]`.
+        measurement: `[M]`.
+        noise_std: above 0.
+    """
+    operator, measurement = np.asarray(operator, np.float64), np.asarray(measurement, np.float64)
+    axes, values, means = (np.asarray(x, np.float64) for x in (mix.eigenvectors, mix.eigenvalues, mix.means))
+    covariances = np.einsum("kij,kj,klj->kil", axes, values, axes)
+    of_measurement = operator @ covariances @ operator.T + noise_std**2 * np.eye(len(measurement))
+    gain = np.linalg.solve(of_measurement, operator @ covariances).transpose(0, 2, 1)
+    residual = measurement - means @ operator.T
+    exponent = np.einsum("km,km->k", residual, np.linalg.solve(of_measurement, residual[..., None])[..., 0])
+    log_weights = np.asarray(mix.log_weights, np.float64) - 0.5 * (exponent + np.linalg.slogdet(of_measurement)[1])
+    weights = np.exp(log_weights - log_weights.max())
+    posterior = covariances - gain @ operator @ covariances
+    symmetric = (posterior + posterior.transpose(0, 2, 1)) / 2
+    centres = means + np.einsum("kdm,km->kd", gain, residual)
+    return mixture(weights / weights.sum(), centres, symmetric)
+
+
 class _Components(NamedTuple):
     """Per example and component, in the eigenbasis of the component."""
 

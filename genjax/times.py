@@ -81,21 +81,18 @@ def _at_log_snr(path: Path, values: np.ndarray, append_data: bool) -> Array:
     return jnp.append(t, path.t_data) if append_data else t
 
 
-def optimise(
-    error: Callable[[Knot], Array], path: Path, t: Array, *, iterations: int = 300, learning_rate: float = 0.05
-) -> Array:
-    """The grid `t [steps + 1]` moved to where `error` is least; never one of a greater error.
+def optimise(error_of: Callable[[Knot], Array], path: Path, t: Array, *, iterations: int = 200) -> Array:
+    """The grid `t [steps + 1]` moved to where `error_of(knots)` is least; never one of a greater error.
 
-    Adam on the logarithms of the steps of the log SNR, by the gradient of `log error` in the knots. The first and the last knot
+    L-BFGS on the logarithms of the steps of the log SNR, by the gradient of its logarithm in the knots. The first and the last knot
     stay. A last step to sigma = 0 or a first one from alpha = 0 has no length, so there the knot beside the end is free.
 
     Args:
-        error: of sampling on these knots, a positive scalar, e.g. the mean square distance of a sampler's ends to those of a fine
-            solve from the same starts; it is differentiated, so the sampler must draw no noise or the same.
+        error_of: of sampling on these knots, a positive scalar, e.g. the mean square distance of a sampler's ends to those of a
+            fine solve from the same starts; it is differentiated, so the sampler must draw no noise or the same.
         path: the path of the grid.
         t: the grid to begin with, distinct times from noise to data.
-        iterations: of Adam, each one gradient of `error`.
-        learning_rate: at first; it falls to 0 as a cosine.
+        iterations: at most, each a line search along one direction.
 
     Raises:
         ValueError: the grid has no knot that is free.
@@ -120,33 +117,29 @@ def optimise(
         return jnp.where(ends, t, paths.time_of_log_snr(path, every))
 
     def objective(theta: Array) -> Array:
-        return jnp.log(error(paths.knots(path, grid(theta))))
+        return jnp.log(error_of(paths.knots(path, grid(theta))))
 
     theta = jnp.asarray(np.append(values[0], np.log(np.diff(values))), t.dtype)
-    return grid(_least(objective, theta, iterations, learning_rate))
+    return grid(_least(objective, theta, iterations))
 
 
-def _least(objective: Callable[[Array], Array], theta: Array, iterations: int, learning_rate: float) -> Array:
-    """The best of the points that Adam visits from `theta`."""
-    import optax
+def _least(objective: Callable[[Array], Array], theta: Array, iterations: int) -> Array:
+    """Where L-BFGS from `theta` ends, or `theta` if that is better."""
+    from scipy.optimize import minimize
 
-    optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, iterations))
+    value_and_gradient = jax.jit(jax.value_and_grad(objective))
+    start = np.asarray(theta, np.float64)
+    first = float(value_and_gradient(theta)[0])
 
-    def iterate(carry: Any, _: None) -> tuple[Any, None]:
-        theta, state, best, least = carry
-        value, gradient = jax.value_and_grad(objective)(theta)
-        better = value < least
-        best, least = jnp.where(better, theta, best), jnp.where(better, value, least)
-        gradient = jnp.where(jnp.all(jnp.isfinite(gradient)), gradient, 0.0)
-        update, state = optimizer.update(gradient, state, theta)
-        return (theta + update, state, best, least), None
+    def at(point: np.ndarray) -> tuple[float, np.ndarray]:
+        value, gradient = value_and_gradient(jnp.asarray(point, theta.dtype))
+        if np.isfinite(value) and np.all(np.isfinite(gradient)):
+            return float(value), np.asarray(gradient, np.float64)
+        away = point - start
+        return first + 1 + float(away @ away), 2 * away  # a slope that leads back
 
-    @jax.jit
-    def run(theta: Array) -> Array:
-        start = theta, optimizer.init(theta), theta, jnp.asarray(jnp.inf, theta.dtype)
-        return jax.lax.scan(iterate, start, None, length=iterations)[0][2]
-
-    return run(theta)
+    found = minimize(at, start, jac=True, method="L-BFGS-B", options={"maxiter": iterations})
+    return jnp.asarray(found.x if found.fun < first else start, theta.dtype)
 
 
 def linspace_indices(num_train_steps: int, steps: int) -> np.ndarray:

@@ -31,6 +31,7 @@ SUBJECTS = {
     "denoise",
     "log_density",
     "score",
+    "error_of",
     "field",
     "mix",
     "kind",

@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 from genjax.samplers.ancestral import ddim, ddpm
 from genjax.samplers.consistency import consistency_sample
-from genjax.samplers.guidance import classifier_free
+from genjax.samplers.guidance import autoguided, classifier_free, classifier_guided, thresholded, within
+from genjax.samplers.inverse_problems import given_measurement, inpainting
 from genjax.samplers.langevin_dynamics import annealed_langevin, dwell, langevin, mala, predictor_corrector
 from genjax.samplers.loop import Sampler, calls_per_step, sample
 from genjax.samplers.multistep import deis, dpm_solver, dpm_solver_pp, lms, plms, unipc
@@ -49,9 +50,11 @@ __all__ = [
     "Sampler",
     "ancestral",
     "annealed_langevin",
+    "autoguided",
     "calls_per_step",
     "churned",
     "classifier_free",
+    "classifier_guided",
     "consistency_sample",
     "ddim",
     "ddpm",
@@ -63,8 +66,10 @@ __all__ = [
     "dwell",
     "euler",
     "euler_maruyama",
+    "given_measurement",
     "heun",
     "importance_resample",
+    "inpainting",
     "langevin",
     "lms",
     "mala",
@@ -74,5 +79,7 @@ __all__ = [
     "restarting",
     "rk4",
     "sample",
+    "thresholded",
     "unipc",
+    "within",
 ]

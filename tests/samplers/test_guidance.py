@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from genjax import oracles, paths, predictions, times
-from genjax.samplers import classifier_free, euler, sample
+from genjax.samplers import autoguided, classifier_free, classifier_guided, euler, sample, thresholded, within
+from genjax.typing import Knot, Prediction
 
 WEIGHTS = np.array([0.6, 0.4])
 MEANS = np.array([[1.0, 0.0], [-1.0, 0.5]])
@@ -111,3 +112,86 @@ def test_a_bfloat16_network_is_combined_in_the_dtype_of_x():
     cond, uncond = (coarse(X, T, label).astype(jnp.float32) for label in (LABEL, jnp.full(6, NULL)))
     assert guided.dtype == jnp.float32
     np.testing.assert_allclose(guided, uncond + 7.3 * (cond - uncond), rtol=1e-5)
+
+
+def counting(calls):
+    def model(x, t, label):
+        calls.append(len(x))
+        return x * label[:, None]
+
+    return model
+
+
+def test_the_scales_one_and_zero_call_the_network_once():
+    for scale, sizes in ((1, [6]), (1.0, [6]), (0.0, [6]), (2.0, [12]), (jnp.float32(1), [12])):
+        calls = []
+        classifier_free(counting(calls), LABEL, NULL, scale)(jnp.asarray(X), T)
+        assert calls == sizes, scale
+
+
+def test_a_label_to_keep_away_from(float64):
+    model, away = labelled(predictions.noise), 1 - LABEL
+    found = classifier_free(model, LABEL, away, 2.0)(jnp.asarray(X), T)
+    np.testing.assert_allclose(found, 2 * model(X, T, LABEL) - model(X, T, away), atol=1e-6)
+
+
+def test_rescaling_gives_the_spread_of_the_conditional_prediction(float64):
+    model, x = labelled(predictions.noise), jnp.asarray(X, jnp.float64)
+    cond, plain = model(x, T, LABEL), classifier_free(model, LABEL, NULL, 4.0)(x, T)
+    whole, half = (classifier_free(model, LABEL, NULL, 4.0, rescale=r)(x, T) for r in (1.0, 0.5))
+    np.testing.assert_allclose(jnp.std(whole, axis=1), jnp.std(cond, axis=1), rtol=1e-6)
+    np.testing.assert_allclose(whole / plain, (whole / plain)[:, :1].repeat(2, axis=1), rtol=1e-6)
+    np.testing.assert_allclose(half, (whole + plain) / 2, rtol=1e-6)
+
+
+def test_autoguidance_is_linear_in_the_two_models():
+    good, bad = (lambda x, t, k=k: k * x for k in (3.0, 1.0))
+    np.testing.assert_allclose(autoguided(good, bad, 2.0)(X, T), 5 * X, rtol=1e-6)
+    np.testing.assert_allclose(autoguided(good, bad, 0.5)(X, T), 2 * X, rtol=1e-6)
+    assert autoguided(good, bad, 1) is good
+
+
+def test_guidance_within_an_interval_of_noise_levels():
+    """On cosine sigma / alpha = tan(pi t / 2); only the model of the interval runs."""
+    guided, plain = (lambda x, t: 2 * x), (lambda x, t: x)
+    model = jax.jit(within(guided, plain, path=PATH, lowest=0.5, highest=2.0))
+    for ratio, factor in ((0.4, 1), (0.6, 2), (1.9, 2), (2.1, 1)):
+        t = jnp.full(6, 2 / np.pi * np.arctan(ratio), jnp.float32)
+        np.testing.assert_allclose(model(X, t), factor * X, rtol=1e-6)
+    from_noise = within(guided, plain, path=PATH, lowest=0.5)
+    np.testing.assert_allclose(from_noise(X, jnp.ones(6)), 2 * X)  # alpha = 0
+
+
+def test_an_exact_classifier_makes_the_conditional_denoiser(float64):
+    x = jnp.asarray(X, jnp.float64)
+
+    def log_likelihood(x, knot):
+        """Of the label 1."""
+        at = {"alpha": knot.alpha, "sigma": knot.sigma}
+        joint = np.log(WEIGHTS[1]) + oracles.log_density(components()[1], x, **at)
+        return joint - oracles.log_density(everything(), x, **at)
+
+    for t in (0.3, 0.8, 1.0):
+        knot = paths.knots(PATH, jnp.asarray(t))
+        found = classifier_guided(oracles.denoiser(everything()), log_likelihood)(x, knot)
+        expected = oracles.denoiser(components()[1])(x, knot)
+        if t < 1:
+            np.testing.assert_allclose(found.data, expected.data, atol=1e-9)
+        np.testing.assert_allclose(found.noise, expected.noise, atol=1e-9)
+
+
+def test_thresholds():
+    data = jnp.asarray([[0.5, -3.0, 2.0, 1.0], [0.1, 0.2, -0.3, 0.4]])
+    x = jnp.ones((2, 4))
+
+    def denoise(x, knot):
+        return Prediction(data, (x - knot.alpha * data) / knot.sigma)
+
+    knot = Knot(jnp.float32(0.5), jnp.float32(0.6), jnp.float32(0.8))
+    static = thresholded(denoise)(x, knot)
+    np.testing.assert_allclose(static.data, jnp.clip(data, -1, 1))
+    np.testing.assert_allclose(knot.alpha * static.data + knot.sigma * static.noise, x, rtol=1e-6)
+    dynamic = thresholded(denoise, quantile=0.5)(x, knot)  # medians 1.5 and 0.25
+    np.testing.assert_allclose(dynamic.data[0], jnp.clip(data[0], -1.5, 1.5) / 1.5, rtol=1e-6)
+    np.testing.assert_allclose(dynamic.data[1], data[1])
+    np.testing.assert_allclose(knot.alpha * dynamic.data + knot.sigma * dynamic.noise, x, rtol=1e-6)
