@@ -26,6 +26,7 @@ import numpy as np
 
 from benchmarks import report
 from genjax import oracles, paths, samplers, times
+from genjax.metrics.frechet import frechet_distance_to
 from genjax.samplers import SAMPLERS
 from genjax.typing import Array, Denoiser, Knot, Prediction
 
@@ -112,17 +113,6 @@ def moments(density: Density) -> tuple[Array, Array]:
     return jnp.concatenate([mean, jnp.zeros_like(rest)]), whole
 
 
-def frechet(x: Array, mean: Array, covariance: Array) -> Array:
-    """The Frechet distance of the moments of `x [N, D]` to given ones of its first dimensions."""
-    x = x[:, : len(mean)]
-    values, vectors = jnp.linalg.eigh(covariance)
-    root = (vectors * jnp.sqrt(values)[None]) @ vectors.T
-    found = jnp.cov(x, rowvar=False).reshape(covariance.shape)
-    cross = jnp.linalg.eigvalsh(root @ found @ root)
-    traces = jnp.trace(found) + jnp.trace(covariance) - 2 * jnp.sum(jnp.sqrt(jnp.maximum(cross, 0)))
-    return jnp.sum((x.mean(axis=0) - mean) ** 2) + traces
-
-
 def grids(calls_per_step: int, most: int) -> Knot:
     """Knots `[2, calls, most + 1]`; those of fewer steps repeat the first one."""
 
@@ -205,7 +195,7 @@ def measure() -> Measured:
 
         def law(x: Array, mean: Array = mean, covariance: Array = covariance) -> Array:
             total = jnp.trace(covariance) + mean @ mean
-            return jnp.sqrt(jnp.maximum(frechet(x, mean, covariance), 0) / total)
+            return jnp.sqrt(jnp.maximum(frechet_distance_to(x[:, : len(mean)], mean, covariance), 0) / total)
 
         distances[density_name], laws[density_name] = {}, {}
         for name in DETERMINISTIC:

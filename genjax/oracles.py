@@ -86,6 +86,8 @@ def given_measurement(mix: Mixture, operator: ArrayLike, measurement: ArrayLike,
         operator: `[M, D]`.
         measurement: `[M]`.
         noise_std: above 0.
+
+    Source: Bishop 2006 (Pattern Recognition and Machine Learning), eqs 2.113-2.117, for each component.
     """
     operator, measurement = np.asarray(operator, np.float64), np.asarray(measurement, np.float64)
     axes, values, means = (np.asarray(x, np.float64) for x in (mix.eigenvectors, mix.eigenvalues, mix.means))

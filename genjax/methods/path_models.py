@@ -18,6 +18,7 @@ from genjax.couplings import Coupling
 from genjax.errors import UsageError, unknown
 from genjax.losses import denoising
 from genjax.methods import labels
+from genjax.samplers.guidance import is_number
 from genjax.training.steps import from_loss, new_state, with_ema
 from genjax.typing import (
     Array,
@@ -253,7 +254,7 @@ def build(
         **_: Any,
     ) -> int:
         """Evaluations for one example; raises UsageError for options that `sample` would refuse."""
-        guided = label is not None and not _is_one(guidance)
+        guided = label is not None and not is_number(guidance, 1)
         grid_of(steps)
         return steps * samplers.calls_per_step(sampler_of(sampler), (1, *event_shape)) * (2 if guided else 1)
 
@@ -264,7 +265,7 @@ def build(
         null = jnp.asarray(num_classes, jnp.int32)
         if label is None:
             return net.bind(params, jnp.full((num,), null))
-        if _is_one(guidance):
+        if is_number(guidance, 1):
             return net.bind(params, label)
         return samplers.classifier_free(lambda *inputs: net.apply(params, *inputs), label, null, jnp.asarray(guidance))
 
@@ -279,7 +280,3 @@ def build(
         path_model=PathModel(path, predict, sampling_model) if on_gaussian_path else None,
         compiler_options=compiler_options,
     )
-
-
-def _is_one(guidance: Array | float) -> bool:
-    return isinstance(guidance, int | float) and guidance == 1

@@ -131,6 +131,7 @@ def build(config: Config, optimizer: optax.GradientTransformation, examples: Exa
         rounds_before = jnp.minimum(state.step // round_steps, config.reflow)
         steps_before = state.step - rounds_before * round_steps
         by_chance, size = rounds_before == 0, len(batch.data)
+        count = -(-size // _NEW_SHARE)
         last = state.frozen["teacher"]
         starts = (steps_before == 0) & ~by_chance
         teacher = jax.tree.map(lambda averaged, last: jnp.where(starts, averaged, last), state.ema, last)
@@ -139,7 +140,6 @@ def build(config: Config, optimizer: optax.GradientTransformation, examples: Exa
         noise = normal(as_example_keys(noise_key, size), batch.data.shape, batch.data.dtype)
 
         def with_new_pairs() -> Pairs:
-            count = -(-size // _NEW_SHARE)
             new_label = labels[:count]
             made = end_of_flow(teacher, noise[:count], new_label if num_classes else None)
             pairs: Pairs = state.frozen["pairs"]
@@ -149,7 +149,7 @@ def build(config: Config, optimizer: optax.GradientTransformation, examples: Exa
             return Pairs(*(old.at[place].set(new) for old, new in zip(pairs, values, strict=True)))
 
         pairs = jax.lax.cond(by_chance, lambda: state.frozen["pairs"], with_new_pairs)
-        made = jnp.minimum((steps_before + 1) * -(-size // _NEW_SHARE), len(pairs.label))
+        made = jnp.minimum((steps_before + 1) * count, len(pairs.label))
         chosen = jax.random.randint(choice_key, (size,), 0, made)
         noise, data, labels = (
             jnp.where(by_chance, chance, kept[chosen])

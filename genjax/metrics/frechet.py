@@ -29,12 +29,22 @@ def frechet_distance(samples: Array, reference: Array) -> Array:
         raise ValueError(
             f"samples {samples.shape} and reference {reference.shape}: expected [N, D] and [M, D], N, M > 1"
         )
-    difference = samples.mean(axis=0) - reference.mean(axis=0)
-    covariance, reference_covariance = (jnp.cov(x, rowvar=False).reshape(x.shape[1], -1) for x in (samples, reference))
-    root = _square_root(covariance)
-    cross = jnp.linalg.eigvalsh(root @ reference_covariance @ root)
-    traces = jnp.trace(covariance) + jnp.trace(reference_covariance)
+    return frechet_distance_to(samples, *mean_and_covariance(reference))
+
+
+def frechet_distance_to(samples: Array, mean: Array, covariance: Array) -> Array:
+    """`frechet_distance` of `samples [N, D]` to the Gaussian of a `mean [D]` and a `covariance [D, D]`, `[]`."""
+    found_mean, found_covariance = mean_and_covariance(samples)
+    difference = found_mean - mean
+    root = _square_root(found_covariance)
+    cross = jnp.linalg.eigvalsh(root @ covariance @ root)
+    traces = jnp.trace(found_covariance) + jnp.trace(covariance)
     return difference @ difference + traces - 2 * jnp.sum(jnp.sqrt(jnp.maximum(cross, 0)))
+
+
+def mean_and_covariance(samples: Array) -> tuple[Array, Array]:
+    """The mean `[D]` and the unbiased covariance `[D, D]` of `samples [N, D]`, N more than 1."""
+    return samples.mean(axis=0), jnp.cov(samples, rowvar=False).reshape(samples.shape[1], -1)
 
 
 def _square_root(matrix: Array) -> Array:
