@@ -29,10 +29,12 @@ class Options:
     )
     """how many samples, or held-out examples (--log-prob: by default 10000 points, 1000 images)"""
     sampler: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: by method)")] = None
-    """euler, heun, midpoint, rk4, ddim, ddpm, ddpm-large, heun-churn, euler-maruyama, predictor-corrector or
-    annealed-langevin"""
+    """euler, heun, midpoint, rk4, ddim, dpmpp-2m, dpmpp-3m, unipc, deis, ddpm, euler-maruyama, ...: docs/samplers.md; or
+    adaptive, an ODE solved to a tolerance"""
     steps: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: by method)")] = None
     """steps of the sampler"""
+    tolerance: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: 1e-3)")] = None
+    """relative and absolute error of a step (--sampler adaptive)"""
     seed: int = 0
     """the same seed gives the same samples, however many are drawn"""
     classes: Annotated[str | None, tyro.conf.arg(metavar="3,5,8")] = None
@@ -106,7 +108,10 @@ def main(arguments: list[str]) -> int:
 def _method_options(options: Options, run: Any) -> dict[str, Any]:
     """The sampling options that were given, checked against those that the method has."""
     offered = inspect.signature(run.method.sample).parameters
-    given = {name: getattr(options, name) for name in ("sampler", "steps", "guidance", "candidates", "temperature")}
+    given = {
+        name: getattr(options, name)
+        for name in ("sampler", "steps", "tolerance", "guidance", "candidates", "temperature")
+    }
     given = {name: value for name, value in given.items() if value is not None}
     given |= {"trace": True} if options.trajectory else {}
     flags = {"trace": "trajectory"}
@@ -178,7 +183,11 @@ def _draw(run: Any, params: Any, key: Any, num: int, options: Options, given: di
     from genjax.arrays import example_keys
     from genjax.drawing import batch_size_for, draw, jitted_sample
 
-    static = {name: value for name, value in given.items() if name != "guidance"}
+    calls: Any = run.method.network_calls(**given, **({} if label is None else {"label": label}))
+    counted = calls is None and "counted" in _defaults(run)
+    static = {name: value for name, value in given.items() if name != "guidance"} | (
+        {"counted": True} if counted else {}
+    )
     guidance = given.get("guidance")
     guidance = None if guidance == 1 else guidance
     batch_size = min(options.batch_size or batch_size_for(run.event_shape, num), num)
@@ -201,22 +210,37 @@ def _draw(run: Any, params: Any, key: Any, num: int, options: Options, given: di
         progress=True,
     )
     seconds = time.perf_counter() - start
+    if counted:
+        samples, calls = samples
     failed = int(np.sum(np.isnan(samples).reshape(num, -1).any(axis=1)))
     if failed:
         raise UserError(
             f"{failed} of {num} samples are NaN: the model has diverged, or its solver failed; none is kept"
         )
     jax.block_until_ready(params)
-    calls = run.method.network_calls(**given, **({} if label is None else {"label": part_label}))
     chosen = _defaults(run) | given
     batches = -(-num // batch_size)
     by, each = "", f"{1e3 * seconds / batches:.3g} ms for {batch_size} samples"
-    if "sampler" in chosen:
+    if "sampler" in chosen and counted:
+        by = f"by {chosen['sampler']}, "
+    elif "sampler" in chosen:
         by = f"by {chosen['sampler']}, {chosen['steps']} steps, "
         each = f"{1e3 * seconds / (batches * chosen['steps']):.3g} ms a step of {batch_size} samples"
-    called = "as many network calls as each needs" if calls is None else f"{calls} network call{'s' * (calls > 1)} each"
+    called = "as many network calls as each needs" if calls is None else f"{_count(calls)} each"
     print(f"{num} samples {by}{called}; compiled in {compile_seconds:.2f} s, drawn in {seconds:.2f} s: {each}")
     return samples
+
+
+def _count(calls: Any) -> str:
+    """One number of network calls for all samples, or the range of theirs.
+
+    >>> _count(1), _count([20, 32, 26])
+    ('1 network call', '20 to 32 network calls')
+    """
+    import numpy as np
+
+    least, most = int(np.min(calls)), int(np.max(calls))
+    return f"{least if least == most else f'{least} to {most}'} network call{'s' * (most > 1)}"
 
 
 def _write(run: Any, samples: Any, label: Any, options: Options, out: Path) -> None:

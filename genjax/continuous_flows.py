@@ -25,27 +25,28 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from genjax.divergences import gaussian_log_density
 from genjax.typing import Array, Model
-from genjax.vector_fields import jacobian_moments
+from genjax.vector_fields import Divergence, divergence, jacobian_moments
 
 
 class Solver(NamedTuple):
-    """How the ODE is solved, by a Runge-Kutta method of order 5.
+    """How the ODE is solved, by default by a Runge-Kutta method of order 5.
 
     - `tolerance`: of the error of a step, relative and absolute; smaller steps are taken until it is met.
     - `steps`: so many steps of equal length instead, whatever their error.
     - `max_steps`: a solve that needs more adaptive steps, rejected ones counted, has failed.
     - `adjoint`: of the gradient. `checkpoints`: that of the steps taken, some of which are computed again. `backsolve`:
       that of the ODE, solved back again, in memory that does not grow with the steps; true to the tolerance only.
+    - `method`: any solver of diffrax for ODEs that estimates its error; default `diffrax.Tsit5()`.
     """
 
     tolerance: float = 1e-5
     steps: int | None = None
     max_steps: int = 1000
     adjoint: Literal["checkpoints", "backsolve"] = "checkpoints"
+    method: Any = None
 
 
 class Flow(NamedTuple):
@@ -65,7 +66,7 @@ class Flow(NamedTuple):
     steps: Array
 
 
-def flow(model: Model, x: Array, *, start: float, stop: float, solver: Solver | None = None) -> Array:
+def flow(model: Model, x: Array, *, start: Array | float, stop: Array | float, solver: Solver | None = None) -> Array:
     """Where dx/dt = model(x, t) carries points from the time `start` to the time `stop`, either way: `[B, ...]`.
 
     Args:
@@ -86,12 +87,19 @@ def flow(model: Model, x: Array, *, start: float, stop: float, solver: Solver | 
         >>> [round(float(value), 4) for value in x[0]]
         [0.3679, 0.3679]
     """
+    return flow_and_steps(model, x, start=start, stop=stop, solver=solver)[0]
+
+
+def flow_and_steps(
+    model: Model, x: Array, *, start: Array | float, stop: Array | float, solver: Solver | None = None
+) -> tuple[Array, Array]:
+    """`flow`, and how many steps the solver took, rejected ones counted: `[]`, int32."""
 
     def rates(t: Array, state: tuple[Array]) -> tuple[Array]:
         return (model(state[0], jnp.full(x.shape[:1], t, x.dtype)),)
 
-    (x,), _ = _solve(rates, (x,), start=start, stop=stop, solver=solver or Solver())
-    return x
+    (x,), steps = _solve(rates, (x,), start=start, stop=stop, solver=solver or Solver())
+    return x, steps
 
 
 def flow_and_log_det(
@@ -138,27 +146,72 @@ def flow_and_log_det(
     return Flow(x, log_det, kinetic, jacobian, steps)
 
 
+class Transported(NamedTuple):
+    """Where a flow has carried `x [B, ...]`, and `log |det dx(stop)/dx(start)|`, nats, `[B]` or estimates `[K, B]`."""
+
+    x: Array
+    log_det: Array
+
+
+def transport(
+    model: Model,
+    x: Array,
+    *,
+    start: Array | float,
+    stop: Array | float,
+    divergence: Divergence = divergence,
+    solver: Solver | None = None,
+) -> Transported:
+    """`flow`, with the log-determinant of its Jacobian: `flow_and_log_det` without the other integrals.
+
+    Args:
+        model: `f(x [B, ...], t [B]) -> [B, ...]`, row i from x[i] and t[i] alone.
+        x: `[B, ...]` at the time `start`.
+        start: a time on the model's clock.
+        stop: another.
+        divergence: from `vector_fields`, with its probes, the same along the way; default exact. An unbiased one makes an
+            unbiased log-determinant, one of K estimates K of them.
+        solver: default `Solver()`.
+
+    Returns:
+        Both; NaN, all of it, where the solve has failed.
+
+    Raises:
+        ValueError: as `flow_and_log_det`.
+    """
+
+    def rates(t: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+        return divergence(lambda x: model(x, jnp.full(x.shape[:1], t, x.dtype)), state[0])
+
+    at_start = jax.eval_shape(lambda x: rates(jnp.asarray(start, x.dtype), (x, x))[1], x)
+    state = (x, jnp.zeros(at_start.shape, at_start.dtype))
+    (x, log_det), _ = _solve(rates, state, start=start, stop=stop, solver=solver or Solver())
+    return Transported(x, log_det)
+
+
 def log_density(
     model: Model,
     data: Array,
     *,
     t_data: float = 1.0,
     t_noise: float = 0.0,
-    probe: Array | None = None,
+    divergence: Divergence = divergence,
     solver: Solver | None = None,
 ) -> Array:
     """`log p(data)` of the flow that makes data at `t_data` of standard normal noise at `t_noise`: `[B]`, nats.
 
     Args:
-        model: `f(x [B, ...], t [B]) -> [B, ...]`, the velocity dx/dt; one trained by flow matching is one.
+        model: `f(x [B, ...], t [B]) -> [B, ...]`, the velocity dx/dt; one trained by flow matching is one. For models of other
+            predictions, and for error bars, see `genjax.likelihood`.
         data: `[B, ...]`.
         t_data: where the model's clock is data.
         t_noise: where it is noise. The defaults are those of `paths.linear()`.
-        probe: as for `flow_and_log_det`: an unbiased estimate, or exact by default.
+        divergence: from `vector_fields`, e.g. `partial(hutchinson_divergence, probe=probe)`, which makes an unbiased
+            estimate; default exact, by D forward derivatives at every call.
         solver: default `Solver()`.
 
     Returns:
-        `[B]`; NaN where the solve has failed.
+        `[B]`, or estimates `[K, B]` of a divergence that has so many; NaN where the solve has failed.
 
     Raises:
         ValueError: as `flow_and_log_det`.
@@ -167,8 +220,8 @@ def log_density(
         >>> float(log_density(lambda x, t: jnp.zeros_like(x), jnp.zeros((1, 2)))[0] + jnp.log(2 * jnp.pi))
         0.0
     """
-    end = flow_and_log_det(model, data, start=t_data, stop=t_noise, probe=probe, solver=solver)
-    return standard_normal(end.x) + end.log_det
+    end = transport(model, data, start=t_data, stop=t_noise, divergence=divergence, solver=solver)
+    return jnp.broadcast_to(standard_normal(end.x), end.log_det.shape) + end.log_det
 
 
 def standard_normal(x: Array) -> Array:
@@ -177,7 +230,7 @@ def standard_normal(x: Array) -> Array:
     return gaussian_log_density(x, zeros, zeros)
 
 
-def _solve(rates: Any, state: Any, *, start: float, stop: float, solver: Solver) -> tuple[Any, Array]:
+def _solve(rates: Any, state: Any, *, start: Array | float, stop: Array | float, solver: Solver) -> tuple[Any, Array]:
     """The `state` at the time `stop`, or NaN, and the number of steps; x and the log-determinant choose them."""
     import diffrax
     import equinox
@@ -202,12 +255,12 @@ def _solve(rates: Any, state: Any, *, start: float, stop: float, solver: Solver)
         adjoint = diffrax.RecursiveCheckpointAdjoint()
     else:
         raise ValueError(f"adjoint is {solver.adjoint!r}; expected checkpoints or backsolve")
-    begin, end = np.asarray(start, dtype), np.asarray(stop, dtype)
+    begin, end = jnp.asarray(start, dtype), jnp.asarray(stop, dtype)
     # all that the rates close over becomes an argument, which is what backsolve can differentiate and carry
     closed = equinox.filter_closure_convert(rates, begin, state)
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(lambda t, state, closed: closed(t, state)),
-        diffrax.Tsit5(),
+        solver.method or diffrax.Tsit5(),
         t0=begin,
         t1=end,
         dt0=None if solver.steps is None else (end - begin) / solver.steps,

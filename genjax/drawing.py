@@ -53,7 +53,7 @@ def draw(
     label: np.ndarray | None = None,
     guidance: float | None = None,
     progress: bool = False,
-) -> np.ndarray:
+) -> Any:
     """`num` samples `[num, ...]` in model units, `batch_size` a call; example i depends on (key, i) alone.
 
     Args:
@@ -79,11 +79,11 @@ def draw(
 
 def in_batches(
     part: Callable[[int], Any], num: int, *, batch_size: int, progress: bool = False, doing: str = "sampling"
-) -> np.ndarray:
-    """The rows of `part(0)`, `part(batch_size)`, ..., each of `batch_size` rows, joined and cut to `num`.
+) -> Any:
+    """The rows of `part(0)`, `part(batch_size)`, ..., each of `batch_size` rows, joined and cut to `num`: NumPy.
 
     Args:
-        part: from the index of its first row, `[batch_size, ...]`.
+        part: from the index of its first row, `[batch_size, ...]`, or a tuple of such arrays.
         num: how many rows.
         batch_size: of a call.
         progress: show a bar.
@@ -92,9 +92,9 @@ def in_batches(
     parts = []
     with _ticking_bar(num, progress, doing) as bar:
         for start in range(0, num, batch_size):
-            parts.append(np.asarray(part(start)))
+            parts.append(jax.device_get(part(start)))
             bar.update(min(batch_size, num - start))
-    return np.concatenate(parts)[:num]
+    return jax.tree.map(lambda *rows: np.concatenate(rows)[:num], *parts)
 
 
 @contextmanager

@@ -5,12 +5,14 @@ one example, D x D over its flattened event axes,
 
     div f = tr J = sum_d e_d . J e_d                   exact: D forward derivatives            (`divergence`)
           = E[v . J v]  where E[v v^T] = I             unbiased: one forward derivative        (`hutchinson_divergence`)
+          = tr Q^T J Q + E[v . P J P v]                unbiased: Q spans J s of a few s        (`hutch_plus_plus_divergence`)
 
-The estimate's variance is `2 sum_{i != j} S_ij^2` over Rademacher probes, v_d = +1 or -1, and `2 sum_ij S_ij^2` over Gaussian
-ones, with S = (J + J^T) / 2: Rademacher's is never larger, and 0 where S is diagonal.
+The variance of Hutchinson's estimate is `2 sum_{i != j} S_ij^2` over Rademacher probes, v_d = +1 or -1, and `2 sum_ij S_ij^2`
+over Gaussian ones, with S = (J + J^T) / 2: Rademacher's is never larger, and 0 where S is diagonal. Hutch++ takes the trace
+exactly on the subspace of Q, P = I - Q Q^T, and so has the variance of what J has beside its greatest singular vectors.
 
 Sources: Hutchinson 1990 (Communications in Statistics 19), section 2; Grathwohl et al. 2019 (FFJORD, arXiv 1810.01367),
-section 3.1.
+section 3.1; Meyer, Musco, Musco & Woodruff 2021 (Hutch++, arXiv 2010.09649), algorithm 1.
 """
 
 import math
@@ -25,6 +27,9 @@ from genjax.typing import Array, Key
 
 Field = Callable[[Array], Array]
 """`f(x [B, ...]) -> [B, ...]`; example i depends on x[i] alone. The score of a density is one, a velocity at a time too."""
+
+Divergence = Callable[[Field, Array], tuple[Array, Array]]
+"""`divergence(field, x [B, ...]) -> (f(x), div f)`, exact `[B]` or an estimate, `[B]` or K of them, `[K, B]`."""
 
 
 def _check_shape(value: Array, x: Array) -> None:
@@ -68,22 +73,67 @@ def divergence(field: Field, x: Array, *, chunk: int | None = None) -> tuple[Arr
 
 
 def hutchinson_divergence(field: Field, x: Array, probe: Array) -> tuple[Array, Array]:
-    """The field and an estimate of its divergence, `v . J v`: one evaluation with one forward derivative.
+    """The field and an estimate of its divergence, `v . J v`: one evaluation with one forward derivative a probe.
 
     Args:
         field: `f(x [B, ...]) -> [B, ...]`.
         x: `[B, ...]`.
-        probe: v, `[B, ...]`, from `draw_probes`.
+        probe: v, `[B, ...]`, from `draw_probes`; or K of them, `[K, B, ...]`.
 
     Returns:
-        `f(x) [B, ...]` and `[B]`, at least float32; in the mean over probes the divergence.
+        `f(x) [B, ...]` and `[B]`, or `[K, B]`, at least float32; in the mean over probes the divergence.
 
     Raises:
         ValueError: the field returns another shape.
     """
-    value, pushed = jax.jvp(field, (x,), (probe,))
+    if probe.ndim == x.ndim:
+        value, pushed = jax.jvp(field, (x,), (probe,))
+        _check_shape(value, x)
+        return value, sum_events(probe * pushed)
+    value, pushforward = jax.linearize(field, x)
     _check_shape(value, x)
-    return value, sum_events(probe * pushed)
+    return value, jax.vmap(lambda one: sum_events(one * pushforward(one)))(probe)
+
+
+def hutch_plus_plus_divergence(field: Field, x: Array, sketch: Array, probe: Array) -> tuple[Array, Array]:
+    """The field and Hutch++'s estimate of its divergence: one evaluation, `2 S + K` forward derivatives.
+
+        tr Q^T J Q + mean over k of (P v_k) . J (P v_k),    Q an orthonormal basis of J s_1 .. J s_S,  P = I - Q Q^T
+
+    Exact where the rank of J is at most S. Its error falls with the number of derivatives, Hutchinson's with its root.
+
+    Args:
+        field: `f(x [B, ...]) -> [B, ...]`.
+        x: `[B, ...]`, D numbers an example.
+        sketch: s, `[S, B, ...]`, from `draw_probes`; S at most D.
+        probe: v, `[K, B, ...]`, from `draw_probes`.
+
+    Returns:
+        `f(x) [B, ...]` and `[B]`; in the mean over probes, for any sketch, the divergence.
+
+    Raises:
+        ValueError: the field returns another shape.
+
+    Source: Meyer et al. 2021 (arXiv 2010.09649), algorithm 1.
+    """
+    value, pushforward = jax.linearize(field, x)
+    _check_shape(value, x)
+    push = jax.vmap(pushforward)
+
+    def columns(directions: Array) -> Array:
+        return jnp.moveaxis(directions.reshape(*directions.shape[:2], -1), 0, -1)  # [B, D, S]
+
+    def directions(columns: Array) -> Array:
+        return jnp.moveaxis(columns, -1, 0).reshape(-1, *x.shape)
+
+    basis = jnp.linalg.qr(columns(push(sketch)))[0]
+    probes = columns(probe)
+    rest = probes - basis @ (basis.mT @ probes)
+    on_basis, on_rest = (
+        jnp.sum(of * columns(push(directions(of))), axis=(1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
+        for of in (basis, rest)
+    )
+    return value, on_basis + on_rest / len(probe)
 
 
 def jacobian_moments(field: Field, x: Array, *, probe: Array | None = None) -> tuple[Array, Array, Array]:

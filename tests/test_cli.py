@@ -85,7 +85,7 @@ SAMPLERS += ["heun-churn", "euler-maruyama", "predictor-corrector", "annealed-la
 
 @pytest.mark.parametrize(
     ("name", "sampler"),
-    [("points", sampler) for sampler in SAMPLERS]
+    [("points", sampler) for sampler in [*SAMPLERS, "adaptive"]]
     + [("images", sampler) for sampler in ("heun", "ddpm", "euler-maruyama")],
 )
 def test_any_sampler_on_any_run(runs, tmp_path, name, sampler):

@@ -1,6 +1,7 @@
 """Continuous flows: on linear fields all is the matrix exponential's, estimates agree with what they estimate, failures show."""
 
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import scipy.linalg
 
 from genjax import oracles, paths, predictions
 from genjax.continuous_flows import Solver, flow, flow_and_log_det, log_density
-from genjax.vector_fields import draw_probes, jacobian_moments
+from genjax.vector_fields import draw_probes, hutchinson_divergence, jacobian_moments
 
 SOLVERS = {
     "adaptive": Solver(1e-9),
@@ -106,7 +107,13 @@ def test_hutchinson_over_all_signs_is_exact_and_over_draws_within_its_error_bar(
     """The mean over all 2^D Rademacher probes is the exact log-density; that over draws is so within their standard error."""
     x = draws(4, 3)
     exact = log_density(bent, x, solver=Solver(1e-9))
-    estimate = jax.jit(jax.vmap(lambda probe: log_density(bent, x, probe=probe, solver=Solver(1e-9))))
+    estimate = jax.jit(
+        jax.vmap(
+            lambda probe: log_density(
+                bent, x, divergence=partial(hutchinson_divergence, probe=probe), solver=Solver(1e-9)
+            )
+        )
+    )
     signs = jnp.asarray(list(itertools.product([-1.0, 1.0], repeat=3)))[:, None]
     over_all = estimate(jnp.broadcast_to(signs, (8, 4, 3)))
     np.testing.assert_allclose(over_all.mean(axis=0), exact, atol=1e-7)

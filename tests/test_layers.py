@@ -47,6 +47,8 @@ SIBLINGS = {  # arrows between rooms of one floor; a package's own modules may i
     ("bijectors", "divergences"),
     ("couplings", "transport"),
     ("drawing", "plots"),
+    ("likelihood", "continuous_flows"),
+    ("samplers", "continuous_flows"),
     ("runs", "cli"),
     ("runs", "methods"),
     ("cli_held_out", "drawing"),

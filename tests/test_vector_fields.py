@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from genjax.arrays import example_keys
-from genjax.vector_fields import divergence, draw_probes, hutchinson_divergence
+from genjax.vector_fields import divergence, draw_probes, hutch_plus_plus_divergence, hutchinson_divergence
 
 SHAPES = [(), (3,), (2, 2, 1)]
 
@@ -71,6 +71,31 @@ def test_estimates_have_the_mean_and_the_variance_of_theory(float64, distributio
     squares = (estimates - np.trace(jacobian)) ** 2
     assert abs(estimates.mean() - np.trace(jacobian)) < 4 * (variance / num) ** 0.5
     assert abs(squares.mean() - variance) < 4 * squares.std() / num**0.5
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 2, 1)])
+def test_hutch_plus_plus_over_all_signs_is_exact_whatever_the_sketch(float64, shape):
+    field, x = field_on(shape), draws(5, *shape)
+    signs = all_signs(int(np.prod(shape))).reshape(-1, 1, *shape)
+    probe = jnp.broadcast_to(signs, (len(signs), *x.shape))
+    value, found = hutch_plus_plus_divergence(field, x, draws(2, *x.shape, seed=4), probe)
+    np.testing.assert_allclose(value, field(x), atol=1e-12)
+    np.testing.assert_allclose(found, divergence(field, x)[1], atol=1e-12)
+
+
+def test_hutch_plus_plus_is_exact_at_the_rank_of_the_sketch_and_nearer_with_it(float64):
+    """A Jacobian of rank 2 in 20 dimensions; and one of decaying spectrum, by as many derivatives of each estimator."""
+    low, x = draws(20, 2, seed=1) @ draws(2, 20, seed=2), draws(4, 20)
+    sketch, probe = draws(2, *x.shape, seed=3), draws(3, *x.shape, seed=4)
+    found = hutch_plus_plus_divergence(lambda x: x @ low, x, sketch, probe)[1]
+    np.testing.assert_allclose(found, np.trace(low), atol=1e-10)
+    turned = np.linalg.qr(np.random.default_rng(5).standard_normal((20, 20)))[0]
+    decaying = turned @ np.diag(0.5 ** np.arange(20)) @ turned.T
+    field, many = lambda x: x @ decaying, jnp.broadcast_to(x[:1], (500, 20))
+    plus = hutch_plus_plus_divergence(field, many, draws(3, *many.shape, seed=6), draws(3, *many.shape, seed=7))[1]
+    plain = hutchinson_divergence(field, many, draws(9, *many.shape, seed=8))[1].mean(axis=0)
+    errors = [np.sqrt(np.mean((np.asarray(found) - np.trace(decaying)) ** 2)) for found in (plus, plain)]
+    assert errors[0] < errors[1] / 2
 
 
 def test_probes_are_signs_or_normal_and_white():

@@ -158,6 +158,8 @@ def build(
         label = labels.of_batch(batch, num_classes)
         t = jnp.ones(batch.data.shape[:1], batch.data.dtype)
         params = net.init(net_key, batch.data, t, *(() if label is None else (label,)))
+        if other is not None and _shares_its_network(other, params):
+            params = other.params()
         frozen = {"target": params if averaged else (), "teacher": () if other is None else other.params()}
         return new_state(run_key, params, optimizer.init(params), frozen=frozen)
 
@@ -208,6 +210,11 @@ def build(
         network_calls,
         compiler_options=network_options.compiler_options(config.network),
     )
+
+
+def _shares_its_network(teacher: OtherRun, params: Params) -> bool:
+    """Whether the teacher's parameters mean here what they mean there: edm has the same inputs, clock and `c_out F`."""
+    return teacher.name == "edm" and jax.tree.map(jnp.shape, teacher.params()) == jax.tree.map(jnp.shape, params)
 
 
 def _training(config: Config, examples: Examples) -> dict[str, Any]:

@@ -9,6 +9,7 @@ Ho et al. 2020 (arXiv 2006.11239); cosine betas: Nichol & Dhariwal 2021 (2102.09
 """
 
 import dataclasses
+import math
 from typing import Literal
 
 import optax
@@ -95,7 +96,7 @@ def build(config: Config, optimizer: optax.GradientTransformation, examples: Exa
     return path_models.build(
         network_options.make_net(config.network, examples.event_shape, num_classes),
         optimizer,
-        event_shape=examples.event_shape,
+        examples=examples,
         num_classes=num_classes,
         path=path,
         predict=predict,
@@ -108,5 +109,6 @@ def build(config: Config, optimizer: optax.GradientTransformation, examples: Exa
         first_order_end=True,
         ema_decay=config.ema_decay,
         label_dropout=config.label_dropout,
+        least_ratio=math.sqrt(betas[0] / (1 - betas[0])),
         compiler_options=network_options.compiler_options(config.network),
     )

@@ -91,7 +91,7 @@ def build(config: Config, optimizer: optax.GradientTransformation, examples: Exa
     return path_models.build(
         path_models.with_unit_input(net, path, data_std=data_std, clock=lambda sigma: jnp.log(sigma) / 4),
         optimizer,
-        event_shape=examples.event_shape,
+        examples=examples,
         num_classes=num_classes,
         path=path,
         predict=predict,

@@ -87,7 +87,7 @@ def build(config: Config, optimizer: optax.GradientTransformation, examples: Exa
     return path_models.build(
         network_options.make_net(config.network, examples.event_shape, num_classes),
         optimizer,
-        event_shape=examples.event_shape,
+        examples=examples,
         num_classes=num_classes,
         path=path,
         predict=predict,

@@ -85,7 +85,7 @@ def build(config: Config, optimizer: optax.GradientTransformation, examples: Exa
     return path_models.build(
         path_models.with_unit_input(net, path, data_std=path_models.data_std(examples)),
         optimizer,
-        event_shape=examples.event_shape,
+        examples=examples,
         num_classes=num_classes,
         path=path,
         predict=predictions.noise,

@@ -17,7 +17,7 @@ from genjax.arrays import as_example_keys, expand, fold_each, normal
 from genjax.couplings import Coupling
 from genjax.errors import UsageError, unknown
 from genjax.losses import denoising
-from genjax.methods import labels
+from genjax.methods import labels, probability_flow
 from genjax.samplers.guidance import is_number
 from genjax.training.steps import from_loss, new_state, with_ema
 from genjax.typing import (
@@ -123,7 +123,7 @@ def build(
     net: Net,
     optimizer: optax.GradientTransformation,
     *,
-    event_shape: tuple[int, ...],
+    examples: Examples,
     num_classes: int,
     path: Path,
     predict: predictions.Kind,
@@ -139,13 +139,14 @@ def build(
     compiler_options: dict[str, str] | None,
     source: Source | None = None,
     coupling: Coupling | None = None,
+    least_ratio: float = 0.002,
 ) -> Method:
     """The method of a network that predicts `predict` on `path`.
 
     Args:
         net: takes `(x, t)`, or `(x, t, label)` when `num_classes` > 0.
         optimizer: from `genjax.training.steps.adamw`, or any of optax.
-        event_shape: shape of one example.
+        examples: their shape, and their levels if they are integers.
         num_classes: 0 for a model without labels.
         path: of training and sampling.
         predict: what the network predicts.
@@ -162,7 +163,9 @@ def build(
         compiler_options: for a `jit` of the step and the sampling.
         source: what is at the noise end; default N(0, I).
         coupling: pairs its draws with the examples of a batch, within classes where there are labels; default as drawn.
+        least_ratio: of sigma to alpha, down to which adaptive sampling and likelihoods solve the ODE.
     """
+    event_shape, on_gaussian_path = examples.event_shape, source is None and coupling is None
     draw_source = source or (lambda keys: normal(keys, (len(keys), *event_shape)))
 
     def paired_source(key: Key, data: Array, label: Array | None) -> Array | None:
@@ -212,18 +215,28 @@ def build(
         label: Array | None = None,
         guidance: Array | float = 1.0,
         noise: Array | None = None,
+        tolerance: float | None = None,
         trace: bool = False,
+        counted: bool = False,
     ) -> Any:
         """`num` draws `[num, ...]` in model units; with `trace` the pair of them and the `Trajectory`.
 
-        `key` may hold one key an example `[num]`; `noise` replaces the start `[num, ...]`. `label [num]` and
-        `guidance` (a number; 1 calls the network once a step, anything else on a doubled batch) need a
-        class-conditional model; without `label` it draws unconditionally.
+        The sampler `adaptive` solves an ODE an example to a `tolerance`, whatever the `steps`; a draw for which that fails is
+        NaN. It has no `trace`; with `counted` it gives the pair of draws and network calls `[num]`.
+
+        `key` may hold one key an example `[num]`; `noise` replaces the start `[num, ...]`. `label [num]` and `guidance` (a
+        number; 1 calls the network once a step, anything else on a doubled batch) need a class-conditional model; without
+        `label` it draws unconditionally.
         """
-        chosen, grid = sampler_of(sampler), grid_of(steps)
+        chosen, grid = sampler_of(sampler, tolerance), grid_of(steps)
         keys = as_example_keys(key, num)
         if noise is None:
             noise = draw_source(fold_each(keys, jnp.uint32(_INITIAL_NOISE)))
+        if chosen is None:
+            if trace:
+                raise UsageError(f"--trajectory does not apply: --sampler {sampler} takes steps of its own")
+            solved = adaptive(params, noise, label, guidance, tolerance or probability_flow.TOLERANCE)
+            return solved if counted else solved[0]
         denoise = predictions.denoiser(sampling_model(params, num, label, guidance), path, predict)
         start = grid.sigma[0] * noise
         if not trace:
@@ -231,9 +244,51 @@ def build(
         x, states = samplers.sample(chosen, denoise, keys, start, grid, trace=True)
         return x, Trajectory(grid.t, states)
 
-    def sampler_of(name: str) -> samplers.Sampler:
+    def ends() -> dict[str, Array]:
+        """Of the ODE: where sampling starts, and `least_ratio`."""
+        stop = probability_flow.time_of_ratio(path, least_ratio)
+        return {"start": grid_of(default_steps).t[0], "stop": stop}
+
+    def adaptive(params: Params, noise: Array, label: Array | None, guidance: Array | float, tolerance: float) -> Any:
+        guided = label is not None and not is_number(guidance, 1)
+        x, calls = probability_flow.draws(
+            lambda label: sampling_model(params, 1, label, guidance),
+            noise,
+            label,
+            path=path,
+            predict=predict,
+            tolerance=tolerance,
+            **ends(),
+        )
+        return x, calls * (2 if guided else 1)
+
+    def log_prob(params: Params, key: Key, data: Array) -> Array:
+        """`log p(data)` of the probability-flow ODE down to `least_ratio`, without labels: `[B]`, nats.
+
+        Exact for points; for images an unbiased estimate, or if they are integers of a lower bound.
+        """
+        return probability_flow.log_densities(
+            lambda label: sampling_model(params, 1, label, 1.0),
+            key,
+            data,
+            path=path,
+            predict=predict,
+            levels=examples.levels,
+            **ends(),
+        )
+
+    def sampler_of(name: str, tolerance: float | None = None) -> samplers.Sampler | None:
+        """None for the adaptive one."""
+        if tolerance is not None and not 0 < tolerance < 1:
+            raise UsageError(f"--tolerance is {tolerance}; expected more than 0 and below 1")
+        if name == probability_flow.SAMPLER and on_gaussian_path:
+            return None
         if name not in samplers.SAMPLERS:
-            raise unknown("sampler", name, samplers.SAMPLERS)
+            raise unknown(
+                "sampler", name, [*samplers.SAMPLERS, *([probability_flow.SAMPLER] if on_gaussian_path else [])]
+            )
+        if tolerance is not None:
+            raise UsageError(f"--tolerance does not apply: --sampler {name} takes a number of steps")
         if source is not None and name not in _FOR_ANY_SOURCE:
             raise UsageError(
                 f"--sampler {name} needs Gaussian noise, which --source replaces: use {', '.join(_FOR_ANY_SOURCE)}"
@@ -251,12 +306,16 @@ def build(
         steps: int = default_steps,
         label: Array | None = None,
         guidance: Array | float = 1.0,
+        tolerance: float | None = None,
         **_: Any,
-    ) -> int:
+    ) -> int | None:
         """Evaluations for one example; raises UsageError for options that `sample` would refuse."""
         guided = label is not None and not is_number(guidance, 1)
         grid_of(steps)
-        return steps * samplers.calls_per_step(sampler_of(sampler), (1, *event_shape)) * (2 if guided else 1)
+        chosen = sampler_of(sampler, tolerance)
+        if chosen is None:
+            return None
+        return steps * samplers.calls_per_step(chosen, (1, *event_shape)) * (2 if guided else 1)
 
     def sampling_model(params: Params, num: int, label: Array | None, guidance: Array | float) -> Model:
         labels.check(label, num_classes)
@@ -270,13 +329,14 @@ def build(
         return samplers.classifier_free(lambda *inputs: net.apply(params, *inputs), label, null, jnp.asarray(guidance))
 
     step = with_ema(from_loss(loss, optimizer), ema_decay)
-    on_gaussian_path = source is None and coupling is None
     return Method(
         init,
         step,
         sample,
         network_calls,
         evaluate,
+        log_prob if on_gaussian_path else None,
+        bounds_log_prob=examples.levels > 0,
         path_model=PathModel(path, predict, sampling_model) if on_gaussian_path else None,
         compiler_options=compiler_options,
     )

@@ -99,7 +99,7 @@ def build(config: Config, optimizer: optax.GradientTransformation, examples: Exa
     base = path_models.build(
         net,
         optimizer,
-        event_shape=examples.event_shape,
+        examples=examples,
         num_classes=num_classes,
         path=path,
         predict=predictions.velocity,

@@ -6,6 +6,7 @@ options; `first_order_end` (see `genjax.samplers.ode`) matters only to those tha
 
 from collections.abc import Callable
 
+from genjax.samplers.adaptive import Adaptive, sample_adaptively
 from genjax.samplers.ancestral import ddim, ddpm
 from genjax.samplers.consistency import consistency_sample
 from genjax.samplers.guidance import autoguided, classifier_free, classifier_guided, thresholded, within
@@ -47,6 +48,7 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
 
 __all__ = [
     "SAMPLERS",
+    "Adaptive",
     "Sampler",
     "ancestral",
     "annealed_langevin",
@@ -79,6 +81,7 @@ __all__ = [
     "restarting",
     "rk4",
     "sample",
+    "sample_adaptively",
     "thresholded",
     "unipc",
     "within",

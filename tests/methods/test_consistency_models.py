@@ -58,6 +58,21 @@ def trained_on_the_gaussian(teacher, steps, **options):
     return method, state
 
 
+def test_the_student_of_edm_with_its_network_starts_as_its_teacher():
+    """Where the parameters mean the same. By EDM's parametrisation its first outputs are the teacher's estimates of the data."""
+    dataset = data.load("moons")
+    batch = loop.example_batch(dataset, 8)
+    for module, network, starts in ((edm, TINY, True), (edm, NetworkOptions(), False), (flow_matching, TINY, False)):
+        teacher = trained_teacher("moons", module)
+        config = consistency.Config(network=network)
+        params = (
+            consistency.build(config, adamw(1e-3, 1), dataset.examples, teacher).init(jax.random.key(0), batch).params
+        )
+        same = jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, teacher.params())
+        assert same == (network is TINY)
+        assert (same and equal(params, teacher.params())) == starts
+
+
 @pytest.mark.parametrize(
     ("path", "predict"),
     [(paths.edm(), predictions.noise), (paths.cosine(), predictions.v), (paths.linear(), predictions.velocity)],
