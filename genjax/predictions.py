@@ -127,6 +127,34 @@ def denoiser(model: Model, path: Path, predict: Kind) -> Denoiser:
     return denoise
 
 
+class WithVariance(NamedTuple):
+    """The pair (data, noise) and `fraction` in [0, 1], where the variance of a step lies between its bounds; all `[B, ...]`."""
+
+    data: Array
+    noise: Array
+    fraction: Array
+
+
+def split_variance(output: Array) -> tuple[Array, Array]:
+    """A network's output `[..., 2 C]` as a prediction `[..., C]` and the fraction `(second half + 1) / 2`, `[..., C]`.
+
+    Source: Nichol & Dhariwal 2021 (arXiv 2102.09672), eq. 15, whose v is this fraction.
+    """
+    prediction, raw = jnp.split(output, 2, axis=-1)
+    return prediction, (raw + 1) / 2
+
+
+def denoiser_with_variance(model: Model, path: Path, predict: Kind) -> Callable[[Array, Knot], WithVariance]:
+    """`denoiser` for `samplers.ddpm("learned")`, from a network that returns twice the channels (`split_variance`)."""
+
+    def denoise(x: Array, knot: Knot) -> WithVariance:
+        t = jnp.broadcast_to(knot.t, x.shape[:1]).astype(x.dtype)
+        prediction, fraction = split_variance(model(x, t).astype(x.dtype))
+        return WithVariance(*to_pair(predict, path, prediction, x, knot.t.astype(x.dtype)), fraction)
+
+    return denoise
+
+
 def on_another_path(model: Model, path: Path, predict: Kind, *, new_path: Path, new_predict: Kind) -> Model:
     """The model of `new_predict` on `new_path` that a model trained on `path` to predict `predict` amounts to.
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from genjax.samplers.adaptive import Adaptive, sample_adaptively
 from genjax.samplers.ancestral import ddim, ddpm
+from genjax.samplers.brownian import brownian_noise
 from genjax.samplers.consistency import consistency_sample
 from genjax.samplers.guidance import autoguided, classifier_free, classifier_guided, thresholded, within
 from genjax.samplers.inverse_problems import given_measurement, inpainting
@@ -53,6 +54,7 @@ __all__ = [
     "ancestral",
     "annealed_langevin",
     "autoguided",
+    "brownian_noise",
     "calls_per_step",
     "churned",
     "classifier_free",

@@ -9,7 +9,8 @@ With the estimates (data, noise) at `now` and `r = (alpha_now sigma_then) / (alp
 is `alpha_then data + r sigma_then noise` (Ho et al. 2020, arXiv 2006.11239, eqs 6-7).
 """
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax.numpy as jnp
 
@@ -48,23 +49,29 @@ def ddim(eta: float = 0.0) -> Sampler:
     return one_step(step)
 
 
-def ddpm(variance: Literal["small", "large"] = "small") -> Sampler:
-    """The ancestral step `N(alpha_then data + r sigma_then noise, variance I)`. One call.
+def ddpm(variance: Literal["small", "large", "learned"] = "small") -> Sampler:
+    """The ancestral step `N(alpha_then data + r sigma_then noise, variance)`. One call.
 
     `small`: the posterior variance `sigma_then^2 (1 - r^2)` (beta-tilde); `large`: the transition's
-    `sigma_now^2 (1 - r^2)` (beta). A step that lands on sigma = 0 adds no noise (Ho et al. 2020, algorithm 2).
+    `sigma_now^2 (1 - r^2)` (beta); `learned`: `large^f small^(1 - f)`, with f of each number from a denoiser that also
+    predicts it (`predictions.denoiser_with_variance`). A step that lands on sigma = 0 adds no noise (Ho et al. 2020, algorithm 2).
 
     Raises:
-        ValueError: variance is neither.
-    """
-    if variance not in ("small", "large"):
-        raise ValueError(f"variance is {variance!r}; expected 'small' or 'large'")
+        ValueError: variance is none of these.
 
-    def step(denoise: Denoiser, key: Key, x: Array, now: Knot, then: Knot) -> Array:
-        data, noise = denoise(x, now)
+    Source: Ho et al. 2020 (arXiv 2006.11239), section 3.2; Nichol & Dhariwal 2021 (arXiv 2102.09672), eq. 15.
+    """
+    if variance not in ("small", "large", "learned"):
+        raise ValueError(f"variance is {variance!r}; expected 'small', 'large' or 'learned'")
+
+    def step(denoise: Callable[..., Any], key: Key, x: Array, now: Knot, then: Knot) -> Array:
+        estimate = denoise(x, now)
         r, fresh = _fresh_share(now, then)
-        level = jnp.where(then.sigma == 0, 0.0, now.sigma) if variance == "large" else then.sigma
-        std = level * jnp.sqrt(fresh)
-        return then.alpha * data + r * then.sigma * noise + std * normal(key, x.shape, x.dtype)
+        if variance == "learned":
+            level = then.sigma * (now.sigma / jnp.where(then.sigma == 0, 1.0, then.sigma)) ** estimate.fraction
+        else:
+            level = now.sigma if variance == "large" else then.sigma
+        std = jnp.where(then.sigma == 0, 0.0, level) * jnp.sqrt(fresh)
+        return then.alpha * estimate.data + r * then.sigma * estimate.noise + std * normal(key, x.shape, x.dtype)
 
     return one_step(step)

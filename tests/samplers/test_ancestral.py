@@ -210,5 +210,5 @@ def test_from_alpha_zero_to_sigma_zero():
 def test_bad_options_raise():
     with pytest.raises(ValueError, match=r"eta is -0\.1"):
         ddim(-0.1)
-    with pytest.raises(ValueError, match="'small' or 'large'"):
+    with pytest.raises(ValueError, match="'small', 'large' or 'learned'"):
         ddpm("medium")
