@@ -61,19 +61,51 @@ def karras(
     arXiv 2206.00364, eq. 5), then, with `append_data`, the data end (n = steps, else n = steps + 1).
     """
     _check_steps(steps)
-    count = steps if append_data else steps + 1
-    ramp = np.linspace(0.0, 1.0, count) if count > 1 else np.zeros(1)
-    ratios = (sigma_max ** (1 / rho) + ramp * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho
+    u = _fractions(steps, append_data)
+    ratios = (sigma_max ** (1 / rho) + u * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho
     return _at_log_snr(path, -2 * np.log(ratios), append_data)
 
 
-def log_snr(path: Path, steps: int, *, low: float = -10.0, high: float = 10.0, append_data: bool = True) -> Array:
-    """Times at which `2 log(alpha / sigma)` rises evenly from `low` to `high` (nats), then the data end.
+def log_snr(
+    path: Path, steps: int, *, low: float = -10.0, high: float = 10.0, rho: float = 1.0, append_data: bool = True
+) -> Array:
+    """Times at which `2 log(alpha / sigma)` rises from `low` to `high` (nats), evenly for `rho = 1`, then the data end.
 
-    Lu et al. 2022 (DPM-Solver, arXiv 2206.00927), section 3.3. Values that the path does not reach give its ends.
+    `high - (1 - i / (n - 1))^rho (high - low)` for i < n, dense near the data for rho > 1, which k-diffusion calls
+    polyexponential. Values that the path does not reach give its ends.
+    Lu et al. 2022 (DPM-Solver, arXiv 2206.00927), section 3.3, for the even grid.
     """
     _check_steps(steps)
-    return _at_log_snr(path, np.linspace(low, high, steps if append_data else steps + 1), append_data)
+    share = (1 - _fractions(steps, append_data)) ** rho
+    return _at_log_snr(path, share * low + (1 - share) * high, append_data)
+
+
+def beta_quantiles(
+    path: Path,
+    steps: int,
+    *,
+    sigma_min: float = 0.002,
+    sigma_max: float = 80.0,
+    a: float = 0.6,
+    b: float = 0.6,
+    append_data: bool = True,
+) -> Array:
+    """The grid of even quantiles of a Beta distribution in the ratio sigma / alpha, on any path: dense at both ends.
+
+    `sigma_min + Q(1 - i / (n - 1)) (sigma_max - sigma_min)` for i < n, Q the quantiles of Beta(a, b), then, with
+    `append_data`, the data end. Lee et al. 2024 (arXiv 2407.12173) spread the steps of a schedule so, diffusers its ratios.
+    """
+    from scipy.special import betaincinv
+
+    _check_steps(steps)
+    quantiles = betaincinv(a, b, 1 - _fractions(steps, append_data))
+    ratios = sigma_min + quantiles * (sigma_max - sigma_min)
+    return _at_log_snr(path, -2 * np.log(ratios), append_data)
+
+
+def _fractions(steps: int, append_data: bool) -> np.ndarray:
+    """`i / (n - 1)` for i < n, the knots before the data end, or all of them: n = steps, else steps + 1."""
+    return np.linspace(0.0, 1.0, steps if append_data else steps + 1)
 
 
 def _at_log_snr(path: Path, values: np.ndarray, append_data: bool) -> Array:

@@ -83,6 +83,20 @@ def test_parity_in_single_precision():
     check_parity(1e-5, 1e-4)
 
 
+@pytest.mark.parametrize(("x64", "tolerance"), [(True, 1e-9), (False, 5e-5)])
+def test_parity_of_the_velocity(x64, tolerance):
+    """dx/dt on the path from noise (t = 0) to data, which is the peer's clock too."""
+    numbers = np.load(File(__file__).parent / "reference" / "losses_samplers_trajectories.npz")
+    x, expected = (numbers[f"flow_probe_{name}"] for name in ("x", "velocity"))
+    with jax.enable_x64(x64):
+        mix = oracles.mixture(WEIGHTS, MEANS, COVS)
+        velocity = jax.jit(jax.vmap(functools.partial(oracles.velocity, mix, path=paths.linear())))
+        found = velocity(x, numbers["flow_probe_t"])
+    difference = np.abs(np.asarray(found) - expected).max()
+    print(f"velocity, {found.dtype}: {difference:.1e}")
+    assert difference < tolerance
+
+
 # Brute force
 
 

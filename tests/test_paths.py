@@ -10,7 +10,8 @@ import pytest
 from scipy.integrate import quad
 from scipy.stats import norm
 
-from genjax import paths
+from genjax import oracles, paths
+from genjax.typing import Path
 
 REFERENCE = File(__file__).parent / "reference"
 PATHS = {
@@ -32,6 +33,13 @@ INSIDE = np.array([0.05035, 0.25035, 0.50035, 0.75035, 0.95035])  # between the 
 
 def reference(name):
     return np.load(REFERENCE / f"{name}.npz")
+
+
+def check(name, found, expected, tolerance, scale=1.0):
+    """The largest difference in units of `scale`, which may be an array. NumPy's, as JAX may round to single precision."""
+    difference = (np.abs(np.asarray(found) - expected) / scale).max()
+    print(f"{name}, {found.dtype}: {difference:.1e}")
+    assert difference < tolerance
 
 
 def at(path, share):
@@ -106,49 +114,84 @@ def test_sub_vp_has_the_smaller_variance_of_vp(float64):
 # Parity
 
 
+OPEN = {  # paths of the peer that have no name here: a path is any two functions
+    "polynomial2": Path(alpha=lambda t: t**2, sigma=lambda t: 1 - t**2, t_data=1.0, t_noise=0.0),
+    "linear_vp": Path(alpha=lambda t: t, sigma=lambda t: jnp.sqrt(1 - t**2), t_data=1.0, t_noise=0.0),
+}
+
+
+@pytest.mark.parametrize(("x64", "tolerance"), [(True, 1e-10), (False, 1e-5)])
 @pytest.mark.parametrize(
-    ("peer", "path", "sign"), [("cond_ot", "linear", 1), ("cosine", "cosine", -1), ("vp", "vp", -1)]
+    ("peer", "path", "sign"),
+    [
+        ("cond_ot", PATHS["linear"], 1),
+        ("cosine", PATHS["cosine"], -1),
+        ("vp", PATHS["vp"], -1),
+        ("polynomial2", OPEN["polynomial2"], 1),
+        ("linear_vp", OPEN["linear_vp"], 1),
+    ],
+    ids=["cond_ot", "cosine", "vp", "polynomial2", "linear_vp"],
 )
-def test_parity_with_flow_matching_paths(peer, path, sign, float64):
-    """The peer's clock runs from noise (0) to data (1) on every path."""
-    numbers, path = reference("flow_matching_paths"), PATHS[path]
+def test_parity_with_flow_matching_paths(peer, path, sign, x64, tolerance):
+    """The peer's clock runs from noise (0) to data (1) on every path: where ours runs back, t is 1 - t and a slope -1 of it."""
+    numbers = reference("flow_matching_paths")
+    grid_t, t, data, noise = (numbers[name] for name in ("grid_t", "t", "data", "noise"))
+    if sign == -1:
+        grid_t, t = 1 - grid_t, 1 - t
 
+    @jax.jit
+    def ours(grid_t, t, data, noise):
+        d_alpha, d_sigma = paths.derivatives(path, grid_t)
+        return {
+            "alpha": path.alpha(grid_t),
+            "sigma": path.sigma(grid_t),
+            "d_alpha": sign * d_alpha,
+            "d_sigma": sign * d_sigma,
+            "x_t": paths.interpolate(path, data, noise, t),
+            "dx_t": sign * paths.velocity(path, data, noise, t),
+        }
+
+    with jax.enable_x64(x64):
+        found = ours(grid_t, t, data, noise)
+    for name, value in found.items():
+        expected = numbers[f"{peer}_{name}"]
+        check(f"{peer} {name}", value, expected, tolerance, scale=1.0 if x64 else np.maximum(1, np.abs(expected)))
+
+
+@pytest.mark.parametrize(("x64", "tolerance"), [(True, 1e-12), (False, 1e-5)])
+@pytest.mark.parametrize(("name", "peer"), [("vp", "vp"), ("sub_vp", "subvp"), ("ve", "ve")])
+def test_parity_with_sdes(name, peer, x64, tolerance):
+    numbers, path = reference("sde_constants"), PATHS[name]
+    stays = np.ones_like(numbers["t"])
+    expected = {
+        "alpha": numbers["vp_alpha"] if name != "ve" else stays,
+        "sigma": numbers[f"{peer}_sigma"],
+        "drift": numbers["drift_coefficient"] if name != "ve" else 0 * stays,
+        "diffusion": numbers[f"{peer}_g"],
+    }
+    if name != "ve":
+        expected["beta"] = numbers["beta"]
+
+    @jax.jit
     def ours(t):
-        return jnp.asarray(t if sign == 1 else 1 - t)
-
-    t = ours(numbers["grid_t"])
-    np.testing.assert_allclose(path.alpha(t), numbers[f"{peer}_alpha"], atol=1e-10)
-    np.testing.assert_allclose(path.sigma(t), numbers[f"{peer}_sigma"], atol=1e-10)
-    regular = np.isfinite(numbers[f"{peer}_d_sigma"]) & (np.asarray(path.sigma(t)) > 0)
-    for derivative, name in zip(paths.derivatives(path, t), ("alpha", "sigma"), strict=True):
-        expected = sign * numbers[f"{peer}_d_{name}"][regular]
-        np.testing.assert_allclose(derivative[regular], expected, atol=1e-10)
-    data, noise, t = jnp.asarray(numbers["data"]), jnp.asarray(numbers["noise"]), ours(numbers["t"])
-    np.testing.assert_allclose(paths.interpolate(path, data, noise, t), numbers[f"{peer}_x_t"], atol=1e-10)
-    np.testing.assert_allclose(paths.velocity(path, data, noise, t), sign * numbers[f"{peer}_dx_t"], atol=1e-9)
-
-
-def test_parity_with_sdes(float64):
-    numbers = reference("sde_constants")
-    t = jnp.asarray(numbers["t"])
-    for name in ("vp", "sub_vp", "ve"):
-        path, peer = PATHS[name], name.replace("_", "")
-        alpha = numbers["vp_alpha"] if name != "ve" else np.ones(len(t))
-        np.testing.assert_allclose(path.alpha(t), alpha, rtol=1e-12)
-        np.testing.assert_allclose(path.sigma(t), numbers[f"{peer}_sigma"], rtol=1e-12, atol=1e-16)
         drift, diffusion = paths.drift_and_diffusion(path, t)
-        expected = numbers["drift_coefficient"] if name != "ve" else np.zeros(len(t))
-        np.testing.assert_allclose(drift, expected, rtol=1e-11, atol=1e-16)
-        inside = numbers["t"] > 0
-        np.testing.assert_allclose(diffusion[inside], numbers[f"{peer}_g"][inside], rtol=1e-11)
+        found = {"alpha": path.alpha(t), "sigma": path.sigma(t), "drift": drift, "diffusion": diffusion}
+        return found | ({"beta": -2 * drift} if name != "ve" else {})  # their drift is -beta / 2 x
+
+    with jax.enable_x64(x64):
+        found = ours(numbers["t"])
+    for quantity, value in found.items():
+        scale = np.where(expected[quantity] == 0, 1, np.abs(expected[quantity]))
+        check(f"{name} {quantity}", value, expected[quantity], tolerance, scale=scale)
 
 
-def test_parity_with_sdes_in_single_precision():
+def test_parity_of_discrete_sdes(float64):
+    """The chains that score_sde takes for VE and VP: levels of the path at 1000 even times, and betas a thousandth of beta(t)."""
     numbers = reference("sde_constants")
-    t = jnp.asarray(numbers["t"])
-    np.testing.assert_allclose(PATHS["vp"].sigma(t), numbers["vp_sigma"], rtol=1e-5)
-    np.testing.assert_allclose(PATHS["sub_vp"].sigma(t), numbers["subvp_sigma"], rtol=1e-5)
-    np.testing.assert_allclose(PATHS["ve"].sigma(t), numbers["ve_sigma"], rtol=1e-5)
+    levels = PATHS["ve"].sigma(jnp.linspace(0, 1, 1000))
+    np.testing.assert_allclose(levels, numbers["ve_discrete_sigmas"], rtol=1e-12)
+    betas = paths.linear_betas(1000, 0.1 / 1000, 20 / 1000)
+    np.testing.assert_allclose(betas, numbers["vp_discrete_betas"], rtol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -179,26 +222,52 @@ def test_zero_terminal_snr_is_exactly_zero(schedule):
     assert float(paths.ddpm(rescaled).alpha(jnp.asarray(1.0))) == 0.0
 
 
-def test_parity_of_ddpm_steps(float64):
-    numbers, path = reference("ddpm_steps"), PATHS["ddpm_linear"]
+@pytest.mark.parametrize(("chain", "path"), [("linear", "ddpm_linear"), ("squaredcos_cap_v2", "ddpm_cosine")])
+@pytest.mark.parametrize(("x64", "tolerance"), [(True, 1e-10), (False, 1e-5)])
+def test_parity_of_the_snr_of_chains(chain, path, x64, tolerance):
+    numbers = reference("losses_samplers_weights")
+    with jax.enable_x64(x64):
+        snr = jax.jit(lambda t: jnp.exp(paths.log_snr(PATHS[path], t)))((numbers["min_snr_index"] + 1) / 1000)
+    expected = numbers[f"min_snr_{chain}_snr"]
+    check(f"SNR of {chain}", snr, expected, tolerance, scale=expected)
 
-    def pair(index, following):
-        return (paths.knots(path, jnp.asarray((i + 1) / 1000)) for i in (index, following))
 
-    def check_variances(now, then, small, large):
-        x = jnp.ones((1, 1))
-        np.testing.assert_allclose(np.maximum(paths.posterior(x, x, now, then).variance, 1e-20), small, atol=1e-10)
-        np.testing.assert_allclose(paths.transition(x, then, now).variance, large, atol=1e-10)
+@pytest.mark.parametrize("strided", [False, True])
+@pytest.mark.parametrize(("x64", "tolerance"), [(True, 1e-10), (False, 1e-5)])
+def test_parity_of_ddpm_steps(strided, x64, tolerance):
+    """The noisy examples, and the mean and variances of single steps from t to t - 1 and of steps to the next visited t.
 
-    for row, index in enumerate(numbers["timesteps"]):
-        now, then = pair(index, index - 1)
-        check_variances(now, then, numbers["variance_small"][row], numbers["variance_large"][row])
-        x_t, data = (jnp.asarray(numbers[name][row]) for name in ("x_t", "data_prediction"))
-        np.testing.assert_allclose(paths.posterior(x_t, data, now, then).mean, numbers["mean"][row], atol=1e-10)
-    visited = [*numbers["strided_timesteps"], -1]
-    for row, index in enumerate(visited[:-1]):
-        now, then = pair(index, visited[row + 1])
-        check_variances(now, then, numbers["strided_variance_small"][row], numbers["strided_variance_large"][row])
+    An index i of the peer is our i + 1 of 1000, and its -1 the data.
+    """
+    numbers, path, prefix = reference("ddpm_steps"), PATHS["ddpm_linear"], "strided_" if strided else ""
+    visited = numbers[f"{prefix}timesteps"]
+    following = np.append(visited[1:], -1) if strided else visited - 1
+    expected = {name: numbers[f"{prefix}{name}"] for name in ("x_t", "mean", "variance_small", "variance_large")}
+
+    @jax.jit
+    @jax.vmap
+    def step(now, then, x_t):
+        now, then = paths.knots(path, now), paths.knots(path, then)
+        estimate = oracles.denoise(mix, x_t, now.alpha, now.sigma).data
+        posterior = paths.posterior(x_t, estimate, now, then)
+        small = jnp.maximum(posterior.variance, 1e-20)  # the peer's clamp
+        return {
+            "x_t": paths.interpolate(path, jnp.asarray(numbers["data"]), jnp.asarray(numbers["noise"]), now.t),
+            "mean": posterior.mean,
+            "variance_small": small,
+            "variance_large": paths.transition(x_t, then, now).variance,
+            "data_prediction": estimate,
+            "std_small_log": jnp.sqrt(small),  # by this name the peer returns a standard deviation
+        }
+
+    if not strided:
+        expected |= {name: numbers[name] for name in ("data_prediction", "std_small_log")}
+    with jax.enable_x64(x64):
+        mix = oracles.mixture(*(numbers[f"mixture_{name}"] for name in ("weights", "means", "covs")))
+        times = ((index + 1) / 1000 for index in (visited, following))
+        found = step(*(jnp.asarray(values) for values in (*times, numbers[f"{prefix}x_t"])))
+    for name, value in expected.items():
+        check(f"{prefix}{name}", found[name], value, tolerance)
 
 
 # The chain of betas

@@ -150,18 +150,48 @@ def test_v_and_edm_are_regular_at_the_data_of_every_path(path, name):
 # EDM
 
 
+@pytest.mark.parametrize(("x64", "tolerance"), [(True, 1e-10), (False, 1e-6)])
 @pytest.mark.parametrize(("label", "data_std"), [("sigma_data0p5", 0.5), ("sigma_data1", 1.0)])
-def test_edm_is_the_preconditioned_output(label, data_std, float64):
+def test_edm_is_the_preconditioned_output(label, data_std, x64, tolerance):
     """`c_skip x + c_out F` is the data prediction; the error of F weighs the data's by `1 / c_out^2`."""
     numbers = np.load(File(__file__).parent / "reference" / "edm_preconditioning.npz")
-    sigma = jnp.asarray(numbers["sigma"])
     path, kind = paths.edm(), predictions.edm(data_std)
-    x, output = drawn_pair(len(sigma))
-    found = predictions.to_pair(kind, path, output, x, sigma)
-    expected = numbers[f"{label}_c_skip"][:, None] * x + numbers[f"{label}_c_out"][:, None] * output
-    np.testing.assert_allclose(found.data, expected, rtol=1e-10, atol=1e-10)
-    scale = predictions.error_scale(kind, path, sigma)
-    np.testing.assert_allclose(scale**2, numbers[f"{label}_weight"], rtol=1e-10)
+    with jax.enable_x64(x64):
+        sigma, one = jnp.asarray(numbers["sigma"]), jnp.ones((len(numbers["sigma"]), 1))
+        found = {
+            "c_skip": predictions.to_pair(kind, path, 0 * one, one, sigma).data[:, 0],
+            "c_out": predictions.to_pair(kind, path, one, 0 * one, sigma).data[:, 0],
+            "weight": predictions.error_scale(kind, path, sigma) ** 2,
+        }
+    for name, value in found.items():
+        np.testing.assert_allclose(np.asarray(value), numbers[f"{label}_{name}"], rtol=tolerance, err_msg=name)
+
+
+@pytest.mark.parametrize(("x64", "tolerance"), [(True, 1e-10), (False, 1e-4)])
+def test_parity_of_noisy_examples_and_what_is_predicted_of_them(x64, tolerance):
+    """DDPM's x_t, its targets and the predictions of the exact model; an index i of the peer is our i + 1 of 1000."""
+    numbers = np.load(File(__file__).parent / "reference" / "losses_samplers_weights.npz")
+    path = paths.ddpm(paths.linear_betas(1000))
+
+    @jax.jit
+    def ours(data, noise, t):
+        knots, x_t = paths.knots(path, t), paths.interpolate(path, data, noise, t)
+        models = {name: oracles.model(mix, path, KINDS[name]) for name in ("noise", "data", "v")}
+        return {
+            "alpha": knots.alpha,
+            "sigma": knots.sigma,
+            "x_t": x_t,
+            "v_target": predictions.from_pair(predictions.v, path, Prediction(data, noise), t),
+            **{f"{name}_prediction": model(x_t, t) for name, model in models.items()},
+        }
+
+    with jax.enable_x64(x64):
+        mix = oracles.mixture(*(numbers[f"mixture_{name}"] for name in ("weights", "means", "covs")))
+        found = ours(numbers["ddpm_data"], numbers["ddpm_noise"], (numbers["ddpm_t"] + 1) / 1000)
+    for name, value in found.items():
+        difference = np.abs(np.asarray(value) - numbers[f"ddpm_{name}"]).max()
+        print(f"{name}, {value.dtype}: {difference:.1e}")
+        assert difference < tolerance
 
 
 def test_edm_output_has_unit_variance_for_data_of_its_deviation(float64):

@@ -50,7 +50,7 @@ def agrees(draws, distribution):
 
 
 @every_path
-@pytest.mark.parametrize("grid", [times.uniform, times.quadratic, times.karras, times.log_snr])
+@pytest.mark.parametrize("grid", [times.uniform, times.quadratic, times.karras, times.log_snr, times.beta_quantiles])
 @pytest.mark.parametrize("steps", [1, 5])
 def test_grids_run_from_noise_to_data(path, grid, steps):
     t = grid(path, steps)
@@ -82,11 +82,6 @@ def test_karras_grid_is_the_peers_in_sigma_over_alpha(name, steps, float64):
     np.testing.assert_allclose(ratio(path, t), sigmas, **tolerance)
 
 
-def test_karras_grid_in_single_precision():
-    sigmas = np.load(REFERENCE / "sigma_grids.npz")["karras_18"]
-    np.testing.assert_allclose(times.karras(paths.edm(), 18), sigmas, rtol=1e-5)
-
-
 def test_karras_grid_without_the_data_end(float64):
     path = paths.edm()
     np.testing.assert_allclose(times.karras(path, 9, append_data=False), times.karras(path, 10)[:-1], rtol=1e-12)
@@ -103,10 +98,49 @@ def test_log_snr_grid_parity_on_a_beta_table(float64):
         assert found[-1] == 0
 
 
-def test_exponential_grid_is_uniform_in_log_snr(float64):
-    sigmas = np.load(REFERENCE / "sigma_grids.npz")["exponential_10"]
-    t = times.log_snr(paths.edm(), 10, low=-2 * np.log(80), high=-2 * np.log(0.002))
-    np.testing.assert_allclose(t, sigmas, rtol=1e-10, atol=1e-15)
+ALPHA_BAR = np.cumprod(1 - paths.linear_betas(1000))
+TABLE_MAX, TABLE_MIN = np.sqrt(1 / ALPHA_BAR - 1)[[-1, 0]]  # 157.4 and 0.0100, the range of the grids of diffusers
+GRIDS = {  # of k-diffusion, from sigma 80 to 0.002 but for vp, and of diffusers
+    "karras_10": ("edm", lambda path: times.karras(path, 10)),
+    "karras_18": ("edm", lambda path: times.karras(path, 18)),
+    "exponential_10": ("edm", lambda path: times.log_snr(path, 10, low=-2 * np.log(80), high=-2 * np.log(0.002))),
+    "polyexponential_rho1p5_10": (
+        "edm",
+        lambda path: times.log_snr(path, 10, low=-2 * np.log(80), high=-2 * np.log(0.002), rho=1.5),
+    ),
+    # even times down to 0.001, then the data; the peer's beta_d is beta_max - beta_min
+    "vp_10": ("vp", lambda path: jnp.append(times.uniform(path, 9, end=1e-3), 0.0)),
+    "diffusers_karras_linear_betas_10": (
+        "ddpm",
+        lambda path: times.karras(path, 10, sigma_min=TABLE_MIN, sigma_max=TABLE_MAX),
+    ),
+    "diffusers_exponential_linear_betas_10": (
+        "ddpm",
+        lambda path: times.log_snr(path, 10, low=-2 * np.log(TABLE_MAX), high=-2 * np.log(TABLE_MIN)),
+    ),
+    "diffusers_beta_linear_betas_10": (
+        "ddpm",
+        lambda path: times.beta_quantiles(path, 10, sigma_min=TABLE_MIN, sigma_max=TABLE_MAX),
+    ),
+    "diffusers_lu_linear_betas_10": (  # the same as its exponential one
+        "ddpm",
+        lambda path: times.log_snr(path, 10, low=-2 * np.log(TABLE_MAX), high=-2 * np.log(TABLE_MIN)),
+    ),
+}
+
+
+@pytest.mark.parametrize(("x64", "tolerance"), [(True, 1e-10), (False, 1e-5)])
+@pytest.mark.parametrize("name", GRIDS)
+def test_parity_of_grids(name, x64, tolerance):
+    """sigma / alpha at the knots; the last is 0."""
+    path, grid = PATHS[GRIDS[name][0]], GRIDS[name][1]
+    with jax.enable_x64(x64):
+        knots = jax.jit(lambda: paths.knots(path, grid(path)))()
+    found, expected = np.asarray(knots.sigma / knots.alpha), np.load(REFERENCE / "sigma_grids.npz")[name]
+    difference = np.abs(found[:-1] / expected[:-1] - 1).max()
+    print(f"{name}, {found.dtype}: {difference:.1e}")
+    assert difference < tolerance
+    assert found[-1] == expected[-1] == 0
 
 
 @every_path
@@ -126,6 +160,10 @@ def test_parity_of_subsets(steps):
         indices = getattr(times, f"{name}_indices")(1000, steps)
         assert indices.dtype == np.int64
         np.testing.assert_array_equal(indices, numbers[f"ddim_{name}_{steps}"])
+        # the peer's DPM-Solver family divides into one more and leaves out the last, index 0; not so trailing
+        of_one_more = getattr(times, f"{name}_indices")(1000, steps + 1)[:-1]
+        ours = indices if name == "trailing" else of_one_more
+        np.testing.assert_array_equal(ours, numbers[f"dpm_{name}_{steps}"])
     np.testing.assert_array_equal(times.leading_indices(1000, 50, offset=1), numbers["ddim_leading_offset1_50"])
 
 
@@ -150,7 +188,7 @@ def test_discrete_grid_is_index_plus_one_then_clean_data():
 
 @pytest.mark.parametrize("steps", [0, -1])
 def test_fewer_than_one_step_is_refused(steps):
-    for grid in (times.uniform, times.quadratic, times.karras, times.log_snr):
+    for grid in (times.uniform, times.quadratic, times.karras, times.log_snr, times.beta_quantiles):
         with pytest.raises(ValueError, match="at least 1"):
             grid(paths.linear(), steps)
     for subset in (times.linspace_indices, times.leading_indices, times.trailing_indices):
@@ -301,7 +339,7 @@ def test_discrete_density_hits_every_knot_evenly():
 def test_no_silent_promotion(double):
     with jax.enable_x64(double), jax.numpy_dtype_promotion("strict"):
         path = paths.linear()
-        grids = [grid(path, 3) for grid in (times.uniform, times.quadratic, times.karras)]
+        grids = [grid(path, 3) for grid in (times.uniform, times.quadratic, times.karras, times.beta_quantiles)]
         grids += [times.discrete(times.trailing_indices(10, 3), 10), times.shift(path, grids[0], 2.0)]
         assert {grid.dtype for grid in grids} == {jnp.dtype(jnp.float64 if double else jnp.float32)}
         for density in (*(density(path) for density in DENSITIES.values()), times.lognormal_density()):

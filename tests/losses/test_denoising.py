@@ -14,6 +14,7 @@ from genjax.losses.denoising import denoising_error, denoising_loss, simple_loss
 from genjax.predictions import Row
 
 REFERENCE = np.load(File(__file__).parents[1] / "reference" / "losses_samplers_weights.npz")
+CONSISTENCY = np.load(File(__file__).parents[1] / "reference" / "consistency_scalings.npz")
 PATHS = {"linear": paths.linear(), "cosine": paths.cosine(), "vp": paths.vp(), "edm": paths.edm(4.0)}
 KINDS = {**predictions.KINDS, "edm": predictions.edm(0.7)}
 
@@ -60,10 +61,10 @@ def _check_ddpm_loss(dtype, tolerance):
         model = oracles.model(mix, path, predictions.KINDS[kind])
         error = functools.partial(denoising_error, model, path=path, predict=predictions.KINDS[kind])
         errors[kind] = np.asarray(jax.jit(error)(data, noise, t))
-        expected = REFERENCE[f"ddpm_{kind}_squared_error_mean"]
-        difference = np.abs(errors[kind] / expected - 1).max()
-        print(f"{kind} error {dtype.__name__}: relative {difference:.1e}")
-        assert difference < tolerance
+        for reduction, factor in {"mean": 1, "sum": 2}.items():  # ours is the mean over the 2 dimensions
+            difference = np.abs(factor * errors[kind] / REFERENCE[f"ddpm_{kind}_squared_error_{reduction}"] - 1).max()
+            print(f"{kind} error {dtype.__name__}, {reduction}: relative {difference:.1e}")
+            assert difference < tolerance
     assert abs(errors["noise"].mean() / REFERENCE["ddpm_l_simple"] - 1) < tolerance
 
 
@@ -79,6 +80,22 @@ def _check_weights(dtype, tolerance):
     for (name, gamma, kind), weights in zip(cases, min_snr_weights(t), strict=True):
         difference = np.abs(weights / REFERENCE[f"min_snr_{name}_{kind}_gamma{gamma}"] - 1).max()
         assert difference < tolerance, (name, gamma, kind, difference)
+
+    @jax.jit
+    def weights_of_consistency_models(t):
+        weightings = {
+            "snr": denoising.snr,
+            "snr_plus_1": denoising.edm(1.0),  # SNR + 1 / 1^2
+            "karras": denoising.edm(0.5),
+            "truncated_snr": denoising.truncated_snr,
+            "uniform": denoising.uniform,
+        }
+        return {name: weighting(paths.edm(), t, predictions.data) for name, weighting in weightings.items()}
+
+    for name, weights in weights_of_consistency_models(CONSISTENCY["sigma"].astype(dtype)).items():
+        difference = np.abs(weights / CONSISTENCY[f"weight_{name}"] - 1).max()
+        print(f"weight {name} {dtype.__name__}: relative {difference:.1e}")
+        assert difference < (1e-12 if dtype == jnp.float64 else 1e-6)
 
     @functools.partial(jax.jit, static_argnums=1)
     def edm_weights(sigma, data_std):

@@ -41,30 +41,61 @@ def normals(*shape, dtype=np.float64):
     return np.random.default_rng(0).standard_normal(shape).astype(dtype)
 
 
-def _check_targets(dtype, tolerance):
-    noise, data, t = (REFERENCE[f"flow_{name}"].astype(dtype) for name in ("x0", "x1", "t"))
-    target = REFERENCE["flow_cfm_sigma0_u_t"]
+def on_a_bridge(spread, path=None):
+    return lambda model, data, source, noise, t: bridge_matching_error(
+        model, data, source, noise, t, spread=spread, path=path
+    )
+
+
+def on_lipmans_path(sigma):
+    """The peer's class ignores its source: the path's own noise takes its place."""
+    return lambda model, data, source, noise, t: flow_matching_error(model, data, noise, t, path=paths.linear(sigma))
+
+
+PEERS = {  # classes of torchcfm; on `cosine` their clock runs back, so that t is our 1 - t and u_t minus our velocity
+    "cfm_sigma0": (lambda model, data, source, noise, t: flow_matching_error(model, data, source, t), 1),
+    "cfm_sigma0p1": (on_a_bridge(constant_spread(0.1)), 1),
+    "lipman_sigma0": (on_lipmans_path(0.0), 1),
+    "lipman_sigma0p1": (on_lipmans_path(0.1), 1),
+    "vp_sigma0": (on_a_bridge(constant_spread(0.0), paths.cosine()), -1),
+    "vp_sigma0p1": (on_a_bridge(constant_spread(0.1), paths.cosine()), -1),
+    "sb_sigma1": (on_a_bridge(brownian_spread(1.0)), 1),
+    "sb_sigma0p5": (on_a_bridge(brownian_spread(0.5)), 1),
+}
+
+
+@pytest.mark.parametrize("x64", [True, False])
+@pytest.mark.parametrize("peer", PEERS)
+def test_parity_of_noisy_examples_and_targets(peer, x64):
+    """x0 of the peer is our source, x1 the data, eps the noise. Its u_t of a Schrodinger bridge has 1e-8 in a denominator."""
+    error, sign = PEERS[peer]
+    source, data, noise, t, x_t, u_t = (
+        REFERENCE[f"flow_{n}"] for n in ("x0", "x1", "eps", "t", f"{peer}_x_t", f"{peer}_u_t")
+    )
+    t = t if sign == 1 else 1 - t
 
     @jax.jit
-    def run(data, noise, t):
-        model = Recorder()
-        errors = flow_matching_error(model, data, noise, t)
-        reached = flow_matching_error(lambda x, t: jnp.asarray(target, dtype), data, noise, t)
-        return errors, reached, *model.calls[0]
+    def run(data, source, noise, t, u_t):
+        recorder = Recorder()
+        at_rest = error(recorder, data, source, noise, t)
+        return at_rest, error(lambda x, t: sign * u_t, data, source, noise, t), *recorder.calls[0]
 
-    errors, reached, x_t, called_t = run(data, noise, t)
-    np.testing.assert_allclose(x_t, REFERENCE["flow_cfm_sigma0_x_t"], atol=tolerance)
-    np.testing.assert_array_equal(called_t, t)
-    np.testing.assert_allclose(errors, np.mean(target**2, axis=1), rtol=tolerance)
-    np.testing.assert_allclose(reached, np.zeros_like(t), atol=tolerance)
+    with jax.enable_x64(x64):
+        at_rest, reached, found_x_t, called_t = (np.asarray(value) for value in run(data, source, noise, t, u_t))
+    tolerance = 1e-10 if x64 else 1e-5
+    of_u_t = max(tolerance, 1e-5) if peer.startswith("sb") else tolerance
+    print(f"{peer}, {found_x_t.dtype}: x_t {np.abs(found_x_t - x_t).max():.1e}, u_t {np.sqrt(reached.max()):.1e}")
+    assert np.abs(found_x_t - x_t).max() < tolerance
+    assert np.sqrt(reached.max()) < of_u_t
+    np.testing.assert_allclose(at_rest, np.mean(u_t**2, axis=1), rtol=10 * of_u_t)
+    np.testing.assert_allclose(called_t, t, rtol=1e-7)
 
 
-def test_parity_in_float64(float64):
-    _check_targets(jnp.float64, 1e-10)
-
-
-def test_parity_in_float32():
-    _check_targets(jnp.float32, 1e-5)
+@pytest.mark.parametrize(("label", "sigma"), [("sb_sigma1", 1.0), ("sb_sigma0p5", 0.5)])
+def test_parity_of_the_weight_of_the_score(label, sigma, float64):
+    """`lambda_t = 2 sigma_t / sigma^2` (Tong et al. 2024, arXiv 2307.03672), where the peer adds 1e-8 to sigma^2."""
+    weight = 2 * brownian_spread(sigma)(jnp.asarray(REFERENCE["flow_t"])) / (sigma**2 + 1e-8)
+    np.testing.assert_allclose(weight, REFERENCE[f"flow_{label}_lambda"], rtol=1e-10)
 
 
 def test_the_loss_is_the_error_at_the_times_and_noise_it_drew(float64):

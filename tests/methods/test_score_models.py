@@ -1,6 +1,7 @@
 """NCSN, score SDEs and EDM: what their networks see, what their losses are, where their grids end, what is refused."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import pytest
 
 from genjax import paths, predictions
 from genjax.errors import UsageError
-from genjax.methods import edm, ncsn, path_models, score_sde
+from genjax.methods import edm, ncsn, network_options, path_models, score_sde
 from genjax.methods.network_options import NetworkOptions
 from genjax.training.steps import adamw
 from genjax.typing import Batch, Examples, Net
@@ -18,8 +19,8 @@ POINTS = Examples((2,))
 TINY = NetworkOptions(width=16, depth=1)
 
 
-def spied(monkeypatch, module):
-    """`path_models.build`'s arguments when `module` builds its default method on points."""
+def spied(monkeypatch, module, **config):
+    """`path_models.build`'s arguments when `module` builds a method on points, by default its default one."""
     seen = {}
 
     def build(net, optimizer, **options):
@@ -28,7 +29,7 @@ def spied(monkeypatch, module):
 
     path_models_build = path_models.build
     monkeypatch.setattr(path_models, "build", build)
-    method = module.build(module.Config(network=TINY), adamw(1e-3, 10), POINTS)
+    method = module.build(module.Config(network=TINY, **config), adamw(1e-3, 10), POINTS)
     return method, seen
 
 
@@ -74,6 +75,21 @@ def test_the_network_sees_numbers_of_size_one_at_every_level(path):
         scaled.apply({}, paths.interpolate(path, data, noise, t), t)
         assert np.std(seen[-1][0]) == pytest.approx(1, abs=0.03)
         np.testing.assert_allclose(seen[-1][1], t + 1)
+
+
+@pytest.mark.parametrize(("x64", "tolerance"), [(True, 1e-10), (False, 1e-6)])
+@pytest.mark.parametrize(("label", "data_std"), [("sigma_data0p5", 0.5), ("sigma_data1", 1.0)])
+def test_what_the_network_of_edm_is_shown_agrees_with_the_authors_code(monkeypatch, label, data_std, x64, tolerance):
+    """`c_in x` and c_noise, as numbers of NVlabs/edm."""
+    numbers = np.load(Path(__file__).parents[1] / "reference" / "edm_preconditioning.npz")
+    shown = []
+    spy = Net(lambda key, *inputs: {}, lambda params, x, t: shown.append((x[:, 0], t)) or x)
+    monkeypatch.setattr(network_options, "make_net", lambda *_: spy)
+    with jax.enable_x64(x64):
+        _, seen = spied(monkeypatch, edm, data_std=data_std)
+        seen["net"].apply({}, jnp.ones((len(numbers["sigma"]), 1)), jnp.asarray(numbers["sigma"]))
+    for name, value in zip(("c_in", "c_noise"), shown[-1], strict=True):
+        np.testing.assert_allclose(np.asarray(value), numbers[f"{label}_{name}"], rtol=tolerance, err_msg=name)
 
 
 def test_the_loss_of_edm_is_that_of_its_table_1(monkeypatch):

@@ -1,5 +1,6 @@
 """Ancestral and DDIM steps: parity with other implementations; identities with Euler, the posterior, one another."""
 
+import functools
 from pathlib import Path as File
 
 import jax
@@ -12,6 +13,7 @@ from genjax.samplers import ddim, ddpm, euler, sample
 from genjax.typing import Knot, Prediction
 
 REFERENCE = np.load(File(__file__).parents[1] / "reference" / "losses_samplers_trajectories.npz")
+DDPM = np.load(File(__file__).parents[1] / "reference" / "ddpm_steps.npz")
 KEY = jax.random.key(0)
 
 
@@ -30,35 +32,46 @@ def thousand_steps():
 # Parity
 
 
-def _check_ddim(dtype, tolerance):
-    path, denoise = thousand_steps(), oracles.denoiser(oracle())
-    grids = {"leading": times.leading_indices(1000, 10), "trailing": times.trailing_indices(1000, 10)}
-    start = noise(dtype)
+def _check_ddim(steps, dtype, tolerance):
+    """Every state of 10 steps, every fifth of 50; and the levels from which steps leave and to which they go."""
+    path, denoise, start, peer = thousand_steps(), oracles.denoiser(oracle()), noise(dtype), f"ddim{steps}"
+    subsets = {"leading": times.leading_indices(1000, steps), "trailing": times.trailing_indices(1000, steps)}
 
     @jax.jit
-    def run():
-        def along(t):
-            return sample(ddim(), denoise, KEY, start, paths.knots(path, t), trace=True)[1]
+    def along_grid(t):
+        knots = paths.knots(path, t)
+        return knots, sample(ddim(), denoise, KEY, start, knots, trace=True)[1]
 
-        return jax.vmap(along)(jnp.stack([times.discrete(grid, 1000).astype(dtype) for grid in grids.values()]))
+    @jax.jit
+    def along_pairs(now, then):
+        def step(x, pair):
+            x, _ = ddim().step(denoise, KEY, x, (), *pair)
+            return x, x
 
-    for (spacing, indices), states in zip(grids.items(), run(), strict=True):
-        np.testing.assert_array_equal(indices, REFERENCE[f"ddim_{spacing}_timesteps"])
-        difference = np.abs(states - REFERENCE[f"ddim_{spacing}_x"]).max()
-        print(f"ddim {spacing} {dtype.__name__}: {difference:.1e}")
+        return jnp.concatenate([start[None], jax.lax.scan(step, start, (now, then))[1]])
+
+    def check(spacing, states):
+        np.testing.assert_array_equal(subsets[spacing], REFERENCE[f"{peer}_{spacing}_timesteps"])
+        difference = np.abs(states[:: steps // 10] - REFERENCE[f"{peer}_{spacing}_x"]).max()
+        print(f"{peer} {spacing} {dtype.__name__}: {difference:.1e}")
         assert difference < tolerance
 
-    def levels(end):
-        alpha, sigma = (REFERENCE[f"ddim_linspace_{name}_{end}"] for name in ("alpha", "sigma"))
-        return Knot(np.zeros(10, dtype), alpha.astype(dtype), sigma.astype(dtype))
+    for spacing, indices in subsets.items():
+        knots, states = along_grid(times.discrete(indices, 1000).astype(dtype))
+        check(spacing, states)
+        for end, part in {"from": slice(-1), "to": slice(1, None)}.items():
+            for name in ("alpha", "sigma"):
+                levels = REFERENCE[f"{peer}_{spacing}_{name}_{end}"]
+                np.testing.assert_allclose(getattr(knots, name)[part], levels, atol=tolerance / 10)
 
-    # there the peer goes to another level than the next one that it leaves from: each step from its own start
-    knots = Knot(*(np.stack(ends, axis=1) for ends in zip(levels("from"), levels("to"), strict=True)))
-    starts, ends = (REFERENCE["ddim_linspace_x"][part].astype(dtype) for part in (slice(-1), slice(1, None)))
-    stepped = jax.jit(jax.vmap(lambda x, knots: sample(ddim(), denoise, KEY, x, knots)))(starts, knots)
-    difference = np.abs(stepped - ends).max()
-    print(f"ddim linspace {dtype.__name__}: {difference:.1e}")
-    assert difference < tolerance
+    subsets["linspace"] = times.linspace_indices(1000, steps)
+    # there the peer goes 1000 // steps indices on, which is not the level that the next step leaves from
+    check("linspace", along_pairs(*(_levels(f"{peer}_linspace", end, dtype) for end in ("from", "to"))))
+
+
+def _levels(name, end, dtype):
+    alpha, sigma = (REFERENCE[f"{name}_{quantity}_{end}"].astype(dtype) for quantity in ("alpha", "sigma"))
+    return Knot(np.zeros_like(alpha), alpha, sigma)
 
 
 def _mean_and_std(sampler, x_t, knots):
@@ -73,16 +86,16 @@ def _mean_and_std(sampler, x_t, knots):
 
 
 def _check_ddpm(dtype, tolerance):
-    path = thousand_steps()
-    single, strided = REFERENCE["ddpm_timesteps"], REFERENCE["ddpm_strided_timesteps"]
+    """Steps from index t of the peer to t - 1, and between the visited ones of a strided chain; ours is t + 1 of 1000."""
+    single, strided = DDPM["timesteps"], DDPM["strided_timesteps"]
     levels = np.concatenate(
         [np.stack([single + 1, single], axis=1), np.stack([strided + 1, np.append(strided[1:] + 1, 0)], axis=1)]
     )
     expected = {
-        name: np.concatenate([REFERENCE[f"ddpm_{name}"], REFERENCE[f"ddpm_strided_{name}"]])
+        name: np.concatenate([DDPM[name], DDPM[f"strided_{name}"]])
         for name in ("x_t", "mean", "variance_small", "variance_large")
     }
-    knots = jax.jit(lambda: paths.knots(path, (levels / 1000).astype(dtype)))()
+    knots = jax.jit(lambda: paths.knots(thousand_steps(), (levels / 1000).astype(dtype)))()
     for variance in ("small", "large"):
         mean, std = _mean_and_std(ddpm(variance), jnp.asarray(expected["x_t"], dtype), knots)
         mean_difference = np.abs(mean - expected["mean"]).max()
@@ -93,14 +106,23 @@ def _check_ddpm(dtype, tolerance):
         assert variance_difference < tolerance
 
 
-def test_parity_in_float64(float64):
-    _check_ddim(jnp.float64, 1e-9)
-    _check_ddpm(jnp.float64, 1e-10)
+CHECKS = {
+    "ddim10": (functools.partial(_check_ddim, 10), 1e-9, 1e-4),
+    "ddim50": (functools.partial(_check_ddim, 50), 1e-9, 1e-4),
+    "ddpm": (_check_ddpm, 1e-10, 1e-5),
+}
 
 
-def test_parity_in_float32():
-    _check_ddim(jnp.float32, 1e-4)
-    _check_ddpm(jnp.float32, 1e-5)
+@pytest.mark.parametrize("name", CHECKS)
+def test_parity_in_float64(float64, name):
+    check, tolerance, _ = CHECKS[name]
+    check(jnp.float64, tolerance)
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_parity_in_float32(name):
+    check, _, tolerance = CHECKS[name]
+    check(jnp.float32, tolerance)
 
 
 # Identities

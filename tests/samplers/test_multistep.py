@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from genjax import oracles, paths
+from genjax import oracles, paths, times
 from genjax.samplers import ddim, ddpm, deis, dpm_solver, dpm_solver_pp, lms, plms, rk4, sample, unipc
 from genjax.samplers.exponential import log_ratio
 from genjax.typing import Knot, Path, Prediction
@@ -292,24 +292,41 @@ def test_the_marginals_of_the_sde_on_a_gaussian(float64):
 # Parity
 
 
-@pytest.mark.parametrize("x64", [True, False])
-def test_parity_with_dpm_solver_pp_2m(x64):
-    """diffusers (midpoint; to sigma = 0 by order 1) and, on Karras sigmas, k-diffusion."""
-    cases = ("linspace_n10", "trailing_n10", "linspace_n20", "karras_n10") if x64 else ("linspace_n10", "karras_n10")
-    with jax.enable_x64(x64):
-        tolerance = 1e-8 if x64 else 1e-4
-        for case in cases:
-            sigma = jnp.asarray(REFERENCE[f"{case}_sigma"])
-            alpha = jnp.ones_like(sigma) if case == "karras_n10" else jnp.asarray(REFERENCE[f"{case}_alpha"])
-            knots = Knot(jnp.arange(len(sigma), dtype=sigma.dtype), alpha, sigma)
-            start = jnp.asarray(NOISE) * (sigma[0] if case == "karras_n10" else 1)
-            states = sample(dpm_solver_pp(2), oracles.denoiser(oracle()), jax.random.key(0), start, knots, trace=True)[
-                1
-            ]
-            expected = REFERENCE[f"{case}_x"]
-            difference = np.max(np.abs(states - expected) / np.maximum(1, np.abs(expected)))
-            print(f"{case}, {sigma.dtype}: {difference:.1e}")
-            assert difference < tolerance
+@pytest.mark.parametrize(("x64", "tolerance"), [(True, 1e-8), (False, 1e-4)])
+def test_parity_with_dpm_solver_pp_2m(x64, tolerance):
+    """diffusers (midpoint; to sigma = 0 by order 1) and, on Karras sigmas at alpha = 1, k-diffusion."""
+
+    @jax.jit
+    def run(alpha, sigma, start):
+        knots = Knot(jnp.arange(len(sigma), dtype=sigma.dtype), alpha, sigma)
+        return sample(dpm_solver_pp(2), oracles.denoiser(oracle()), jax.random.key(0), start, knots, trace=True)[1]
+
+    for case in ("linspace_n10", "trailing_n10", "linspace_n20", "karras_n10"):
+        sigma, expected = REFERENCE[f"{case}_sigma"], REFERENCE[f"{case}_x"]
+        alpha = np.ones_like(sigma) if case == "karras_n10" else REFERENCE[f"{case}_alpha"]
+        start = NOISE * sigma[0] if case == "karras_n10" else NOISE  # diffusers does not scale it by sigma
+        with jax.enable_x64(x64):
+            states = run(alpha, sigma, start)
+        difference = np.max(np.abs(np.asarray(states) - expected) / np.maximum(1, np.abs(expected)))
+        print(f"{case}, {states.dtype}: {difference:.1e}")
+        assert difference < tolerance
+
+
+def test_the_grids_of_that_parity(float64):
+    """Of linspace diffusers takes one index more here and leaves out the last, 0; not so of trailing. Ours is i + 1 of 1000."""
+    subsets = {
+        "linspace_n10": times.linspace_indices(1000, 11)[:-1],
+        "linspace_n20": times.linspace_indices(1000, 21)[:-1],
+        "trailing_n10": times.trailing_indices(1000, 10),
+    }
+    knots_of = jax.jit(functools.partial(paths.knots, paths.ddpm(paths.linear_betas(1000))))
+    for case, indices in subsets.items():
+        np.testing.assert_array_equal(indices, REFERENCE[f"{case}_timesteps"])
+        knots = knots_of(times.discrete(indices, 1000))
+        np.testing.assert_allclose(knots.alpha, REFERENCE[f"{case}_alpha"], atol=1e-12)
+        np.testing.assert_allclose(knots.sigma, REFERENCE[f"{case}_sigma"], atol=1e-12)
+    karras = jax.jit(lambda: times.karras(paths.edm(), 10))()
+    np.testing.assert_allclose(karras, REFERENCE["karras_n10_sigma"], rtol=1e-10)
 
 
 DIFFUSERS = np.load(File(__file__).parents[1] / "reference" / "diffusers_multistep.npz")

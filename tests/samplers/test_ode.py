@@ -11,7 +11,7 @@ import pytest
 from genjax import oracles, paths, predictions, times
 from genjax.samplers import SAMPLERS, ddim, euler, heun, midpoint, rk4, sample
 from genjax.samplers.ode import singular_at_data, velocity
-from genjax.typing import Path, Prediction
+from genjax.typing import Knot, Path, Prediction
 
 REFERENCE = np.load(File(__file__).parents[1] / "reference" / "losses_samplers_trajectories.npz")
 
@@ -81,20 +81,30 @@ def _trajectory(sampler, start, knots):
     return sample(sampler, oracles.denoiser(oracle()), jax.random.key(0), start, knots, trace=True)[1]
 
 
+def _check(name, states, expected, tolerance):
+    """To `tolerance max(1, |x|)`, in NumPy's precision."""
+    difference = (np.abs(np.asarray(states) - expected) / np.maximum(1, np.abs(expected))).max()
+    print(f"{name}, {states.dtype}: {difference:.1e}")
+    assert difference < tolerance, name
+
+
 def _check_flow(dtype, tolerance):
+    """10 steps, and every fifth state of 50; the peer's rk4 is the 3/8 rule."""
     path = paths.linear()
-    samplers = {"euler": euler(path), "midpoint": midpoint(path), "heun2": heun(path)}
+    samplers = {"euler": euler(path), "midpoint": midpoint(path), "heun2": heun(path), "rk4": rk4(path, rule="3/8")}
     noise = jnp.asarray(REFERENCE["noise"], dtype)
+    grids = np.minimum(np.arange(51)[None] / np.array([[10], [50]]), 1.0)  # the shorter repeats its end
 
     @jax.jit
-    def run(t):
-        knots = paths.knots(path, t)
-        return {name: _trajectory(sampler, noise, knots) for name, sampler in samplers.items()}
+    def run(grids):
+        along = {name: functools.partial(_trajectory, sampler, noise) for name, sampler in samplers.items()}
+        return {name: jax.vmap(lambda t, of=of: of(paths.knots(path, t)))(grids) for name, of in along.items()}
 
-    for name, states in run(np.linspace(0, 1, 11).astype(dtype)).items():
-        difference = np.abs(states - REFERENCE[f"flow_{name}_n10_x"]).max()
-        print(f"flow {name} {dtype.__name__}: {difference:.1e}")
-        assert difference < tolerance, name
+    np.testing.assert_allclose(grids[0, :11], REFERENCE["flow_t"], atol=1e-15)
+    for name, (short, long) in run(grids.astype(dtype)).items():
+        _check(f"flow {name} n10", short[:11], REFERENCE[f"flow_{name}_n10_x"], tolerance)
+        if f"flow_{name}_n50_x" in REFERENCE:
+            _check(f"flow {name} n50", long[::5], REFERENCE[f"flow_{name}_n50_x"], tolerance)
 
 
 def _check_karras(dtype, tolerance):
@@ -107,28 +117,58 @@ def _check_karras(dtype, tolerance):
         knots = paths.knots(path, t)
         return {name: _trajectory(sampler, knots.sigma[0] * noise, knots) for name, sampler in samplers.items()}
 
-    for peer in ("karras_diffusers", "karras_kdiffusion", "edm"):
+    for peer in ("karras_diffusers", "karras_diffusers20", "karras_kdiffusion"):
         for name, states in run(REFERENCE[f"{peer}_sigma"].astype(dtype)).items():
-            if (peer, name) == ("edm", "euler"):
-                continue
-            expected = REFERENCE[f"{peer}_{name}_x"]
-            difference = np.abs((states - expected) / np.maximum(1, np.abs(expected))).max()
-            print(f"{peer} {name} {dtype.__name__}: {difference:.1e}")
-            assert difference < tolerance, (peer, name)
+            _check(f"{peer} {name}", states, REFERENCE[f"{peer}_{name}_x"], tolerance)
 
 
-def test_parity_in_float64(float64):
-    _check_flow(jnp.float64, 1e-9)
-    _check_karras(jnp.float64, 1e-8)
+def _check_edm(dtype, tolerance):
+    """The result, and every call of the denoiser: ours makes one more, the second of the last step, and leaves it out."""
+    path, sampler, key = paths.edm(), heun(paths.edm(), first_order_end=True), jax.random.key(0)
+    denoise = oracles.denoiser(oracle())
+
+    @jax.jit
+    def run(t, x):
+        knots = paths.knots(path, t)
+
+        def step(x, interval):
+            calls = []
+
+            def recorded(x, knot):
+                calls.append((x, knot.sigma))
+                return denoise(x, knot)
+
+            end, _ = sampler.step(recorded, key, x, (), *interval)
+            return end, tuple(jnp.stack(values) for values in zip(*calls, strict=True))
+
+        now, then = (Knot(*(values[part] for values in knots)) for part in (slice(-1), slice(1, None)))
+        return jax.lax.scan(step, knots.sigma[0] * x, (now, then))
+
+    result, (x, sigma) = run(REFERENCE["edm_sigma"].astype(dtype), REFERENCE["noise"].astype(dtype))
+    _check("edm result", result, REFERENCE["edm_result"], tolerance)
+    _check("edm calls", x.reshape(36, 16, 2)[:35], REFERENCE["edm_calls_x"], tolerance)
+    _check("edm levels", sigma.reshape(36)[:35], REFERENCE["edm_calls_sigma"], tolerance)
 
 
-def test_parity_in_float32():
-    _check_flow(jnp.float32, 5e-5)
-    _check_karras(jnp.float32, 1e-4)
+@pytest.mark.parametrize(("check", "tolerance"), [(_check_flow, 1e-9), (_check_karras, 1e-8), (_check_edm, 1e-8)])
+def test_parity_in_float64(float64, check, tolerance):
+    check(jnp.float64, tolerance)
 
 
-def test_the_grid_of_edm_is_the_one_of_the_parity(float64):
-    np.testing.assert_allclose(jax.jit(lambda: times.karras(paths.edm(), 18))(), REFERENCE["edm_sigma"], rtol=1e-10)
+@pytest.mark.parametrize(("check", "tolerance"), [(_check_flow, 5e-5), (_check_karras, 1e-4), (_check_edm, 1e-4)])
+def test_parity_in_float32(check, tolerance):
+    check(jnp.float32, tolerance)
+
+
+def test_the_grids_of_the_parity(float64):
+    """Of EDM and k-diffusion from 80 to 0.002, of diffusers between the ends of its table of 1000 linear betas."""
+    ratio = np.sqrt(1 / np.cumprod(1 - paths.linear_betas(1000)) - 1)
+    table = {"sigma_min": ratio[0], "sigma_max": ratio[-1]}
+    cases = {"edm": {}, "karras_kdiffusion": {}, "karras_diffusers": table, "karras_diffusers20": table}
+    for name, options in cases.items():
+        expected = REFERENCE[f"{name}_sigma"]
+        found = jax.jit(functools.partial(times.karras, paths.edm(200.0), len(expected) - 1, **options))()
+        np.testing.assert_allclose(found, expected, rtol=1e-10)
 
 
 # The landing
@@ -147,6 +187,9 @@ def bent(x, knot):
     """A denoiser that compiles quickly, and cannot be called where sigma = 0: 0 / 0."""
     data = jnp.tanh(x)
     return Prediction(data, (x - knot.alpha * data) / knot.sigma)
+
+
+three_eighths = functools.partial(rk4, rule="3/8")
 
 
 @pytest.mark.parametrize(("higher", "lower"), [(heun, euler), (rk4, midpoint)], ids=["heun", "rk4"])
@@ -169,7 +212,7 @@ def test_a_first_order_end_does_not_call_where_it_lands(float64, higher, lower):
     assert not np.any(np.isfinite(reaching[-1]))
 
 
-def test_a_lower_order_end_keeps_heun_at_order_two_and_rk4_above_three(float64):
+def test_a_lower_order_end_keeps_heun_at_order_two_and_rk4_at_three(float64):
     path, mix = paths.linear(), oracle()
     noise = jnp.asarray(REFERENCE["noise"])
     grids = np.minimum(np.arange(129)[None] / np.array([[64], [128]]), 1.0)
@@ -180,18 +223,18 @@ def test_a_lower_order_end_keeps_heun_at_order_two_and_rk4_above_three(float64):
             return sample(sampler, oracles.denoiser(mix), jax.random.key(0), noise, paths.knots(path, t))
 
         fine = run(rk4(path), np.linspace(0, 1, 1025))
-        samplers = [make(path, first_order_end=True) for make in (heun, rk4)]
+        samplers = [make(path, first_order_end=True) for make in (heun, rk4, three_eighths)]
         ends = jnp.stack([jax.vmap(lambda t, s=sampler: run(s, t))(grids) for sampler in samplers])
         return jnp.sqrt(jnp.mean((ends - fine[None, None]) ** 2, axis=(2, 3)))
 
-    for name, order, (coarse, fine) in zip(("heun", "rk4"), (2, 3), errors(), strict=True):
+    for name, order, (coarse, fine) in zip(("heun", "rk4", "3/8"), (2, 3, 3), errors(), strict=True):
         print(
             f"{name} landing by a lower order on linear: {coarse:.2e}, {fine:.2e}, order {np.log2(coarse / fine):.2f}"
         )
         assert np.log2(coarse / fine) > order - 0.1
 
 
-@pytest.mark.parametrize("make", [heun, rk4])
+@pytest.mark.parametrize("make", [heun, rk4, three_eighths], ids=["heun", "rk4", "3/8"])
 def test_the_default_takes_the_first_order_end_where_the_velocity_is_infinite(make):
     path, x = paths.vp(), jnp.asarray(REFERENCE["noise"], jnp.float32)
 
@@ -205,6 +248,11 @@ def test_the_default_takes_the_first_order_end_where_the_velocity_is_infinite(ma
     assert np.all(np.isfinite(default))
     np.testing.assert_array_equal(default, first_order)
     assert not np.any(np.isfinite(full))
+
+
+def test_an_unknown_rule_is_refused():
+    with pytest.raises(ValueError, match="rule is '5/8'; expected 'classical' or '3/8'"):
+        rk4(paths.linear(), rule="5/8")
 
 
 # Velocity and clocks
