@@ -156,22 +156,30 @@ def optimise(error_of: Callable[[Knot], Array], path: Path, t: Array, *, iterati
 
 
 def _least(objective: Callable[[Array], Array], theta: Array, iterations: int) -> Array:
-    """Where L-BFGS from `theta` ends, or `theta` if that is better."""
+    """The best point that L-BFGS from `theta` has seen; it begins again from there where a line search has failed."""
     from scipy.optimize import minimize
 
     value_and_gradient = jax.jit(jax.value_and_grad(objective))
     start = np.asarray(theta, np.float64)
     first = float(value_and_gradient(theta)[0])
+    best = first, start
 
     def at(point: np.ndarray) -> tuple[float, np.ndarray]:
+        nonlocal best
         value, gradient = value_and_gradient(jnp.asarray(point, theta.dtype))
         if np.isfinite(value) and np.all(np.isfinite(gradient)):
+            best = min(best, (float(value), point.copy()), key=lambda seen: seen[0])
             return float(value), np.asarray(gradient, np.float64)
         away = point - start
         return first + 1 + float(away @ away), 2 * away  # a slope that leads back
 
-    found = minimize(at, start, jac=True, method="L-BFGS-B", options={"maxiter": iterations})
-    return jnp.asarray(found.x if found.fun < first else start, theta.dtype)
+    while iterations > 0:
+        before = best[0]
+        found = minimize(at, best[1], jac=True, method="L-BFGS-B", options={"maxiter": iterations})
+        iterations -= found.nit
+        if found.success or not best[0] < before:
+            break
+    return jnp.asarray(best[1], theta.dtype)
 
 
 def linspace_indices(num_train_steps: int, steps: int) -> np.ndarray:

@@ -35,7 +35,16 @@ def one_step(step: Callable[[Denoiser, Key, Array, Knot, Knot], Array]) -> Sampl
     return Sampler(init=lambda x, knots: (), step=with_memory)
 
 
-def sample(sampler: Sampler, denoise: Denoiser, key: Key, x: Array, knots: Knot, *, trace: bool = False) -> Any:
+def sample(
+    sampler: Sampler,
+    denoise: Denoiser,
+    key: Key,
+    x: Array,
+    knots: Knot,
+    *,
+    trace: bool = False,
+    checkpoint: bool = False,
+) -> Any:
     """Carry `x` from the first knot to the last.
 
     One `lax.scan`: time is steps times the cost of a step, compile time and memory do not depend on the number of
@@ -49,6 +58,8 @@ def sample(sampler: Sampler, denoise: Denoiser, key: Key, x: Array, knots: Knot,
         x: `[B, ...]`, a draw at the first knot: `sigma * noise` (plus `alpha * data`, of which a sampler knows none).
         knots: a grid from noise to data, arrays `[steps + 1]` (`paths.knots(path, t)`).
         trace: also return every state.
+        checkpoint: compute each step again when differentiating backwards, which then keeps the states between steps only,
+            not what the network computes within them.
 
     Returns:
         x at the last knot, `[B, ...]`; with `trace`, the pair of it and the trajectory `[steps + 1, B, ...]`.
@@ -74,7 +85,8 @@ def sample(sampler: Sampler, denoise: Denoiser, key: Key, x: Array, knots: Knot,
 
     now = Knot(*(values[:-1].astype(x.dtype) for values in knots))
     then = Knot(*(values[1:].astype(x.dtype) for values in knots))
-    (last, _), states = jax.lax.scan(advance, (x, sampler.init(x, knots)), (step_keys, now, then))
+    step = jax.checkpoint(advance) if checkpoint else advance
+    (last, _), states = jax.lax.scan(step, (x, sampler.init(x, knots)), (step_keys, now, then))
     return (last, jnp.concatenate([x[None], states])) if trace else last
 
 

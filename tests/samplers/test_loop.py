@@ -176,12 +176,20 @@ def draw(key, x, knots):
     return sample(ddpm(), bent, key, x, knots)
 
 
-def test_example_i_depends_on_the_key_and_i_alone():
-    key, x, knots = jax.random.key(3), quasi_normal(64), uniform_knots(10)
-    together = draw(key, x, knots)
-    assert together.shape == (64, 2)
-    parts = [draw(example_keys(key, 8, start), x[start : start + 8], knots) for start in range(0, 64, 8)]
-    np.testing.assert_allclose(together, jnp.concatenate(parts), atol=1e-5)
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_example_i_depends_on_the_key_and_i_alone(name):
+    """64 at once and 8 times 8, which `vmap` takes together."""
+    key, x, knots = jax.random.key(3), quasi_normal(64), uniform_knots(6)
+
+    @jax.jit
+    def both(key, x):
+        run = lambda keys, x: sample(SAMPLERS[name](PATHS["vp"]), bent, keys, x, knots)  # noqa: E731
+        keys = example_keys(key, 64)
+        return run(keys, x), jax.vmap(run)(keys.reshape(8, 8), x.reshape(8, 8, 2)).reshape(64, 2)
+
+    together, parts = both(key, x)
+    np.testing.assert_allclose(together, parts, atol=1e-5)
+    assert np.abs(np.diff(together, axis=0)).max() > 0.1
 
 
 def test_examples_and_steps_receive_different_noise():
@@ -353,6 +361,29 @@ def test_gradients_are_those_of_finite_differences(float64):
 
     difference = (value_and_gradient(0.5 + 1e-5)[0] - value_and_gradient(0.5 - 1e-5)[0]) / 2e-5
     np.testing.assert_allclose(value_and_gradient(0.5)[1], difference, rtol=1e-7)
+
+
+def test_checkpointed_steps_give_the_same_gradient_in_less_memory():
+    """A step keeps x [256, 2], and not the 64 hidden units of a network of three layers."""
+    weights, path = jax.random.normal(jax.random.key(0), (64, 64)) / 8, PATHS["cosine"]
+    x, knots = jnp.ones((256, 2)), uniform_knots(50, "cosine")
+
+    def network(theta, x):
+        hidden = jnp.tanh(theta * jnp.pad(x, ((0, 0), (0, 62))))
+        return jnp.tanh(jnp.tanh(hidden @ weights) @ weights)[:, :2]
+
+    def compiled(checkpoint):
+        def loss(theta):
+            denoise = predictions.denoiser(lambda x, t: network(theta, x), path, predictions.v)
+            run = functools.partial(sample, heun(path), denoise, jax.random.key(0), x, knots)
+            return jnp.sum(run(checkpoint=checkpoint) ** 2)
+
+        return jax.jit(jax.grad(loss)).lower(1.0).compile()
+
+    plain, checkpointed = compiled(False), compiled(True)
+    np.testing.assert_allclose(checkpointed(1.0), plain(1.0), rtol=1e-4)
+    memory, less = (program.memory_analysis().temp_size_in_bytes for program in (plain, checkpointed))
+    assert less < memory / 5
 
 
 def test_float64_stays_float64(float64):
