@@ -79,6 +79,50 @@ def test_the_weak_error_is_of_first_order(float64, name, path):
     assert orders[1] > 0.9
 
 
+MODES = oracles.mixture([0.3, 0.7], [[-1.0], [1.0]], [0.1, 0.2])
+
+
+def _errors_on_two_modes(sampler, path, steps):
+    """Of the first mode's weight, the mean and the variance, by the density carried along on a grid: no sampling error.
+
+    A step draws `mean(x) + std z`; the run ends at t = 0.2, before its noise is finer than the grid.
+    """
+    x = np.linspace(-5, 5, 801)
+    knots = paths.knots(path, times.uniform(path, steps, end=0.2))
+    intervals = Knot(*(jnp.stack([values[:-1], values[1:]], axis=1) for values in knots))
+    z = jnp.stack([jnp.zeros((1, len(x), 1)), jnp.ones((1, len(x), 1))])
+
+    @jax.jit
+    def step_of_all(knots):
+        run = lambda z: sample(sampler, oracles.denoiser(MODES), z, jnp.asarray(x)[:, None], knots)[:, 0]  # noqa: E731
+        return jax.vmap(run)(z)
+
+    step_of_all_knots = jax.jit(jax.vmap(step_of_all))
+    at_zero, at_one = np.asarray(step_of_all_knots(intervals)).transpose(1, 0, 2)
+    density = np.exp(oracles.log_density(MODES, x[:, None], alpha=knots.alpha[0], sigma=knots.sigma[0]))
+    for mean, std in zip(at_zero, (at_one - at_zero)[:, 0], strict=True):
+        kernel = np.exp(-0.5 * ((x[:, None] - mean[None]) / std) ** 2) / (std * np.sqrt(2 * np.pi))
+        density = kernel @ density * (x[1] - x[0])
+    exact = np.exp(oracles.log_density(MODES, x[:, None], alpha=knots.alpha[-1], sigma=knots.sigma[-1]))
+    moments = [np.trapezoid(values * density, x) for values in (x < 0, x, x**2)]
+    expected = [np.trapezoid(values * exact, x) for values in (x < 0, x, x**2)]
+    return np.abs(np.subtract(moments, expected))
+
+
+@pytest.mark.parametrize(
+    ("name", "order"),
+    [("ddpm", 1), ("ddpm-large", 1), ("euler-maruyama", 1), ("ddim(0.5)", 1), ("dpm-2-ancestral", 2)],
+)
+def test_the_weights_of_modes_converge_at_the_weak_order(float64, name, order):
+    """So do the mean and the second moment. DPM2 ancestral is of weak order 2: its noise is exact, its way of order 2."""
+    make = STOCHASTIC.get(name) or SAMPLERS[name]
+    coarse, fine = (_errors_on_two_modes(make(PATHS["vp"]), PATHS["vp"], steps) for steps in (64, 256))
+    orders = np.log2(coarse / fine) / 2
+    print(f"{name}: weight, mean, second moment {coarse} -> {fine}", orders)
+    assert np.all(np.less(coarse, (0.005, 0.005, 0.05)))
+    assert orders.min() > 0.85 * order
+
+
 @pytest.mark.parametrize("name", PATHS)
 def test_a_step_is_euler_maruyama_on_the_reverse_sde(float64, name):
     path = PATHS[name]
