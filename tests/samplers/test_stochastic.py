@@ -87,7 +87,7 @@ def _errors_on_two_modes(sampler, path, steps):
 
     A step draws `mean(x) + std z`; the run ends at t = 0.2, before its noise is finer than the grid.
     """
-    x = np.linspace(-5, 5, 801)
+    x = np.linspace(-6, 6, 1201)
     knots = paths.knots(path, times.uniform(path, steps, end=0.2))
     intervals = Knot(*(jnp.stack([values[:-1], values[1:]], axis=1) for values in knots))
     z = jnp.stack([jnp.zeros((1, len(x), 1)), jnp.ones((1, len(x), 1))])
@@ -116,10 +116,10 @@ def _errors_on_two_modes(sampler, path, steps):
 def test_the_weights_of_modes_converge_at_the_weak_order(float64, name, order):
     """So do the mean and the second moment. DPM2 ancestral is of weak order 2: its noise is exact, its way of order 2."""
     make = STOCHASTIC.get(name) or SAMPLERS[name]
-    coarse, fine = (_errors_on_two_modes(make(PATHS["vp"]), PATHS["vp"], steps) for steps in (64, 256))
+    coarse, fine = (_errors_on_two_modes(make(PATHS["vp"]), PATHS["vp"], steps) for steps in (64 // order, 256 // order))
     orders = np.log2(coarse / fine) / 2
     print(f"{name}: weight, mean, second moment {coarse} -> {fine}", orders)
-    assert np.all(np.less(coarse, (0.005, 0.005, 0.05)))
+    assert np.all(np.less(coarse, (0.01, 0.01, 0.05)))
     assert orders.min() > 0.85 * order
 
 
