@@ -26,6 +26,8 @@ def test_parity_with_other_implementations():
     np.testing.assert_array_equal(transport.assignment(x, y), REFERENCE["assignment"])
     assert transport.wasserstein(x, y) == pytest.approx(float(REFERENCE["w2"]), abs=1e-9)
     assert transport.wasserstein(x, y, power=1) == pytest.approx(float(REFERENCE["w1"]), abs=1e-9)
+    weighted = transport.wasserstein(x[:64], y[:48], weights=(REFERENCE["weights_x"], REFERENCE["weights_y"]))
+    assert weighted**2 == pytest.approx(float(REFERENCE["w2_squared_weighted"]), abs=1e-9)
 
 
 @pytest.mark.parametrize("power", [1, 1.5, 2, 3])
@@ -142,6 +144,60 @@ def test_costs_are_left_as_they_were():
 def test_bad_costs_are_refused(costs, message):
     with pytest.raises(ValueError, match=message):
         transport.cheapest_permutation(costs)
+
+
+# Weights
+
+
+@pytest.mark.parametrize("power", [1, 2])
+def test_equal_weights_find_the_permutation(power):
+    x, y = points(40, 3), points(40, 3, 1)
+    found = transport.wasserstein(x, y, power=power, weights=(np.ones(40), np.full(40, 0.3)))
+    assert found == pytest.approx(transport.wasserstein(x, y, power=power), rel=1e-9)
+
+
+def test_a_weight_is_a_point_that_is_repeated():
+    x, y, counts = points(5, 2), points(12, 2, 1), np.array([4, 0, 3, 4, 1])
+    found = transport.wasserstein(x, y, weights=(counts, np.ones(12)))
+    assert found == pytest.approx(transport.wasserstein(np.repeat(x, counts, axis=0), y), rel=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_cheapest_plan_has_its_sums_and_prices_that_prove_it(seed):
+    """Complementary slackness: with the best prices of the rows, those of the columns give the same value."""
+    generator = np.random.default_rng(seed)
+    rows, columns, costs = generator.random(7), generator.random(9), generator.random((7, 9))
+    plan = transport.cheapest_plan(costs, rows, columns)
+    np.testing.assert_allclose(plan.sum(axis=1), rows / rows.sum(), rtol=1e-9)
+    np.testing.assert_allclose(plan.sum(axis=0), columns / columns.sum(), rtol=1e-9)
+    assert plan.min() >= 0
+    assert np.count_nonzero(plan) <= 7 + 9 - 1
+    # The support is a spanning tree of rows and columns: it fixes the prices, and no pair may be cheaper than theirs.
+    where = np.argwhere(plan > 0)
+    system = np.zeros((len(where), 16))
+    system[np.arange(len(where)), where[:, 0]] = system[np.arange(len(where)), 7 + where[:, 1]] = 1
+    prices = np.linalg.lstsq(system, costs[plan > 0])[0]
+    assert len(where) == 15
+    assert np.all(prices[:7, None] + prices[None, 7:] <= costs + 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("costs", "rows", "columns", "message"),
+    [
+        (np.zeros((2, 3)), np.ones(3), np.ones(3), "one weight a row"),
+        (np.full((2, 2), np.inf), np.ones(2), np.ones(2), "finite"),
+        (np.zeros((2, 2)), np.ones(2), np.array([-1.0, 2.0]), "at least 0"),
+        (np.zeros((2, 2)), np.zeros(2), np.ones(2), "not all 0"),
+    ],
+)
+def test_weights_and_costs_that_do_not_fit_are_refused(costs, rows, columns, message):
+    with pytest.raises(ValueError, match=message):
+        transport.cheapest_plan(costs, rows, columns)
+
+
+def test_weighted_sets_of_two_dimensions_are_refused():
+    with pytest.raises(ValueError, match="must be"):
+        transport.wasserstein(points(4, 2), points(5, 3), weights=(np.ones(4), np.ones(5)))
 
 
 # Entropic plans
@@ -266,3 +322,101 @@ def test_another_regularisation_does_not_recompile():
 def test_costs_that_are_no_matrix_are_refused():
     with pytest.raises(ValueError, match="must be"):
         transport.sinkhorn(jnp.zeros(3), regularisation=1.0)
+
+
+# Sinkhorn divergences
+
+
+@functools.partial(jax.jit, static_argnames=("power", "tolerance", "max_iterations"))
+def diverge(x, y, regularisation, power=2, tolerance=1e-8, max_iterations=20_000):
+    return transport.sinkhorn_divergence(
+        x, y, regularisation=regularisation, power=power, tolerance=tolerance, max_iterations=max_iterations
+    )
+
+
+def arrays_of(*values):
+    return tuple(jnp.asarray(value) for value in values)
+
+
+@pytest.mark.parametrize(("name", "regularisation"), [("0p05", 0.05), ("0p5", 0.5), ("1", 1.0)])
+def test_parity_of_entropic_costs_and_divergences(name, regularisation, float64):
+    x, y = arrays_of(REFERENCE["x"], REFERENCE["y"])
+    plan = solve(squared(x, y), regularisation, tolerance=1e-8, max_iterations=20_000)
+    found = diverge(x, y, regularisation)
+    assert found.error <= 1e-8
+    for value, kind in (
+        (jnp.sum(jnp.exp(plan.log_plan) * squared(x, y)), "sinkhorn_cost"),
+        (plan.first.mean() + plan.second.mean(), "entropic_cost"),
+        (found.linear, "sinkhorn_divergence_linear"),
+        (found.entropic, "sinkhorn_divergence_entropic"),
+    ):
+        assert value == pytest.approx(float(REFERENCE[f"{kind}_reg{name}"]), abs=1e-6), kind
+
+
+def test_parity_of_divergences_in_single_precision():
+    x, y = arrays_of(np.float32(REFERENCE["x"]), np.float32(REFERENCE["y"]))
+    found = diverge(x, y, 0.5, tolerance=1e-5, max_iterations=200)
+    assert found.entropic.dtype == jnp.float32
+    assert found.entropic == pytest.approx(float(REFERENCE["sinkhorn_divergence_entropic_reg0p5"]), abs=1e-5)
+    assert found.linear == pytest.approx(float(REFERENCE["sinkhorn_divergence_linear_reg0p5"]), abs=2e-5)
+
+
+@pytest.mark.parametrize("regularisation", [0.1, 1.0, 10.0])
+@pytest.mark.parametrize("power", [1, 2])
+def test_a_set_does_not_diverge_from_itself(regularisation, power, float64):
+    """Also tells that the plan of a set with itself, found by averaging, is the one that alternation finds."""
+    x = jnp.asarray(points(60, 2))
+    found = diverge(x, x[::-1], regularisation, power)
+    assert found.entropic == pytest.approx(0, abs=1e-7)
+    assert found.linear == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("regularisation", [0.3, 1.0, 10.0])
+def test_a_shift_costs_its_square_at_any_regularisation(regularisation, float64):
+    """|x - y - m|^2 differs from |x - y|^2 by what no plan can change; of one law and its shift nothing else remains."""
+    x, shift = jnp.asarray(points(60, 2)), jnp.asarray([[3.0, -1.0]])
+    found = diverge(x, x + shift, regularisation)
+    assert found.error <= 1e-8
+    assert found.entropic == pytest.approx(10, abs=1e-6)
+    assert found.linear == pytest.approx(10, abs=1e-6)
+
+
+def test_divergences_tend_to_the_exact_cost_and_to_that_of_the_means(float64):
+    x, y = arrays_of(points(30, 2), 0.7 * points(40, 2, 1) + 0.5)
+    exact = transport.wasserstein(x, y, weights=(np.ones(30), np.ones(40))) ** 2
+    errors = []
+    for regularisation in (0.3, 0.1, 0.03, 0.01):
+        found = diverge(x, y, regularisation, tolerance=1e-5)
+        errors.append([abs(float(value) - exact) for value in (found.entropic, found.linear)])
+    assert np.all(np.diff(np.array(errors)[:, 0]) < 0)
+    assert np.all(np.array(errors)[-1] < 0.02 * exact)
+    of_means = float(jnp.sum((x.mean(axis=0) - y.mean(axis=0)) ** 2))
+    found = diverge(x, y, 1e4)
+    assert found.entropic == pytest.approx(of_means, rel=1e-3)
+    assert found.linear == pytest.approx(of_means, rel=1e-3)
+
+
+@pytest.mark.parametrize("power", [1, 2])
+@pytest.mark.parametrize("regularisation", [0.05, 1.0])
+def test_the_entropic_divergence_is_symmetric_and_positive(power, regularisation, float64):
+    x, y = arrays_of(points(30, 2), points(40, 2, 1))
+    found = diverge(x, y, regularisation, power).entropic
+    assert found > 1e-3
+    assert diverge(y, x, regularisation, power).entropic == pytest.approx(float(found), abs=1e-7)
+
+
+def test_the_plans_of_a_set_with_itself_need_few_iterations(float64):
+    """Alternation would need thousands at this regularisation."""
+    x = jnp.asarray(points(100, 1))
+    within = diverge(x, x + 100.0, 0.01, tolerance=1e-8, max_iterations=80)
+    costs = squared(x, x)
+    alternating = solve(costs, 0.01, tolerance=1e-8, max_iterations=80)
+    assert alternating.error > 1e-4
+    assert transport._plan_with_itself(costs, 0.01, 1e-8, 80).error <= 1e-8
+    assert within.error > 1e-8
+
+
+@pytest.mark.parametrize(("x", "y", "power"), [((4, 2), (5, 3), 2), ((4,), (4,), 2), ((4, 2), (4, 2), 0.5)])
+def test_sets_that_do_not_fit_are_refused(x, y, power):
+    with pytest.raises(ValueError, match=r"\[m, D\]|at least 1"):
+        transport.sinkhorn_divergence(jnp.zeros(x), jnp.zeros(y), regularisation=1.0, power=power)

@@ -6,6 +6,7 @@ its numbers compare only where the features and the numbers of samples are the s
 
 import jax.numpy as jnp
 
+from genjax.metrics.pairs import check_sets
 from genjax.typing import Array
 
 
@@ -14,7 +15,7 @@ def frechet_distance(samples: Array, reference: Array) -> Array:
 
     Args:
         samples: `[N, D]`, N more than 1; covariances are unbiased.
-        reference: `[M, D]`.
+        reference: `[M, D]`, M more than 1.
 
     Raises:
         ValueError: other shapes.
@@ -25,10 +26,7 @@ def frechet_distance(samples: Array, reference: Array) -> Array:
         >>> float(frechet_distance(jnp.asarray([[0.0], [2.0]]), jnp.asarray([[4.0], [6.0]])))
         16.0
     """
-    if samples.ndim != 2 or samples.shape[1:] != reference.shape[1:] or min(len(samples), len(reference)) < 2:
-        raise ValueError(
-            f"samples {samples.shape} and reference {reference.shape}: expected [N, D] and [M, D], N, M > 1"
-        )
+    check_sets(samples, reference, least=2)
     return frechet_distance_to(samples, *mean_and_covariance(reference))
 
 

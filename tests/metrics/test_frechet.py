@@ -1,4 +1,6 @@
-"""The Frechet distance: closed forms, invariances, agreement with optimal transport."""
+"""The Frechet distance: closed forms, invariances, agreement with optimal transport, parity."""
+
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +9,8 @@ import pytest
 
 from genjax.metrics.frechet import frechet_distance
 from genjax.transport import wasserstein
+
+FEATURES = np.load(Path(__file__).parents[1] / "reference" / "feature_metrics.npz")
 
 
 def exact_moments(mean, covariance, num=400, seed=0):
@@ -50,3 +54,15 @@ def test_it_bounds_the_distance_of_any_two_samples_from_below():
 def test_other_shapes_are_refused(shapes):
     with pytest.raises(ValueError, match="expected"):
         frechet_distance(*(jnp.zeros(shape) for shape in shapes))
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("float64", 1e-8), ("float32", 1e-4)])
+def test_parity(precision, tolerance):
+    with jax.enable_x64(precision == "float64"):
+        found = frechet_distance(jnp.asarray(FEATURES["fake"]), jnp.asarray(FEATURES["real"]))
+        np.testing.assert_allclose(found, FEATURES["frechet_distance"], rtol=tolerance)
+
+
+def test_parity_of_singular_covariances(float64):
+    found = frechet_distance(jnp.asarray(FEATURES["fake"][:12]), jnp.asarray(FEATURES["real"][:12]))
+    np.testing.assert_allclose(found, FEATURES["frechet_distance_first12"], atol=1e-8)
