@@ -11,8 +11,8 @@ optimised for them too (`times.optimise` of the mean logarithm over 64 starts; s
 Deterministic samplers: how far 256 starts end from where the exact flow takes them, the median over the starts of the root mean
 square of a dimension, over that of the data from 0. (The mean would tell of few starts: where modes lie apart, a start near
 the border of two ends in the other one, by any sampler of few steps: 3 % of the 784-D starts.) Stochastic ones: the root of the
-Frechet distance (of means and covariances; the first 16 dimensions) of 4,096 samples to the exact moments, over the same; beside
-it what 4,096 exact draws have.
+Frechet distance (of means and covariances; the first 16 dimensions) of 2,048 samples to the exact moments, over the same; beside
+it what 2,048 exact draws have.
 
 In double precision. Writes the figure `docs/images/frontier.png` and the tables of `docs/samplers.md`.
 """
@@ -172,7 +172,7 @@ def optimised_errors(name: str, density: Density, start: Array, ends: Array, siz
     errors = {}
     for calls in OPTIMISED_CALLS:
         t = times.log_snr(PATH, calls, low=-2 * float(np.log(SIGMA_MAX)), high=-2 * float(np.log(SIGMA_MIN)))
-        t = times.optimise(lambda knots: jnp.exp(jnp.mean(jnp.log(error(knots, *parts[0])))), PATH, t, iterations=100)
+        t = times.optimise(lambda knots: jnp.exp(jnp.mean(jnp.log(error(knots, *parts[0])))), PATH, t, iterations=60)
         errors[calls] = float(jnp.median(jax.jit(error)(paths.knots(PATH, t), *parts[1])))
     return errors
 
@@ -192,8 +192,8 @@ def measure() -> Measured:
     laws: dict[str, dict[str, np.ndarray]] = {}
     for density_name, make in DENSITIES.items():
         density = make()
-        size = jnp.sqrt(jnp.mean(exact_draws(density, 4096) ** 2))
-        noise = jax.random.normal(jax.random.key(0), (4096, density.dimensions))
+        size = jnp.sqrt(jnp.mean(exact_draws(density, 2048) ** 2))
+        noise = jax.random.normal(jax.random.key(0), (2048, density.dimensions))
         ends = exact_ends(density, noise[:256])
         mean, covariance = moments(density)
 
@@ -215,7 +215,7 @@ def measure() -> Measured:
         for name in STOCHASTIC:
             laws[density_name][name] = errors_of(name, density, SIGMA_MAX * noise, law)
             print(density_name, name, laws[density_name][name], flush=True)
-        floor = float(law(exact_draws(density, 4096)))
+        floor = float(law(exact_draws(density, 2048)))
         laws[density_name]["exact draws"] = np.full(len(CALLS), floor)
     return Measured(distances, optimised, laws)
 
