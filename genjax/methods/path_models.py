@@ -47,7 +47,7 @@ _SOURCE = 2
 Source = Callable[[Key], Array]
 """`keys [B] -> [B, ...]`, draws of the distribution at the noise end, each from its own key."""
 
-_FOR_ANY_SOURCE = ("euler", "heun", "midpoint", "rk4", "ddim")
+_FOR_ANY_SOURCE = ("euler", "heun", "midpoint", "rk4", "ddim", probability_flow.SAMPLER)
 """Samplers that add no Gaussian noise of their own."""
 
 
@@ -165,7 +165,7 @@ def build(
         coupling: pairs its draws with the examples of a batch, within classes where there are labels; default as drawn.
         least_ratio: of sigma to alpha, down to which adaptive sampling and likelihoods solve the ODE.
     """
-    event_shape, on_gaussian_path = examples.event_shape, source is None and coupling is None
+    event_shape = examples.event_shape
     draw_source = source or (lambda keys: normal(keys, (len(keys), *event_shape)))
 
     def paired_source(key: Key, data: Array, label: Array | None) -> Array | None:
@@ -281,12 +281,10 @@ def build(
         """None for the adaptive one."""
         if tolerance is not None and not 0 < tolerance < 1:
             raise UsageError(f"--tolerance is {tolerance}; expected more than 0 and below 1")
-        if name == probability_flow.SAMPLER and on_gaussian_path:
+        if name == probability_flow.SAMPLER:
             return None
         if name not in samplers.SAMPLERS:
-            raise unknown(
-                "sampler", name, [*samplers.SAMPLERS, *([probability_flow.SAMPLER] if on_gaussian_path else [])]
-            )
+            raise unknown("sampler", name, [*samplers.SAMPLERS, probability_flow.SAMPLER])
         if tolerance is not None:
             raise UsageError(f"--tolerance does not apply: --sampler {name} takes a number of steps")
         if source is not None and name not in _FOR_ANY_SOURCE:
@@ -335,8 +333,8 @@ def build(
         sample,
         network_calls,
         evaluate,
-        log_prob if on_gaussian_path else None,
+        log_prob if source is None else None,
         bounds_log_prob=examples.levels > 0,
-        path_model=PathModel(path, predict, sampling_model) if on_gaussian_path else None,
+        path_model=PathModel(path, predict, sampling_model) if source is None and coupling is None else None,
         compiler_options=compiler_options,
     )

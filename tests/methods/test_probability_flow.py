@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.linalg
+from scipy import stats
 
 from genjax import oracles, paths, predictions, times
 from genjax.errors import UsageError
@@ -100,6 +102,18 @@ def test_the_log_likelihood_of_points_is_the_exact_one():
     found = method.log_prob({}, jax.random.key(1), data)
     np.testing.assert_allclose(found, oracles.log_density(MIX, data), atol=5e-3)
     assert not method.bounds_log_prob
+
+
+def test_any_velocity_has_its_likelihood_be_it_a_mean_or_not():
+    """As that of paired noise and data, or of a rectified flow: for dx/dt = A x from N(0, I), that of the matrix exponential."""
+    matrix, last = np.asarray([[0.3, 0.8], [-0.6, -0.1]]), 1 / 1.002  # where sigma is 0.002 alpha
+    data = np.random.default_rng(0).standard_normal((16, 2))
+    start = last * data @ scipy.linalg.expm(-last * matrix).T
+    exact = stats.norm.logpdf(start).sum(axis=1) - last * np.trace(matrix) + 2 * np.log(last)
+    found = jax.jit(method_of(lambda x, t: x @ matrix.T).log_prob)(
+        {}, jax.random.key(0), jnp.asarray(data, jnp.float32)
+    )
+    np.testing.assert_allclose(found, exact, atol=2e-3)
 
 
 def test_that_of_integer_images_is_of_their_probability():
