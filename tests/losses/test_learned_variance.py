@@ -1,5 +1,7 @@
 """The variance of a reverse step: its loss is least where the step is exact, its sampler draws with it, the mean is left alone."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,9 +49,8 @@ def test_the_best_variance_is_that_of_the_exact_reverse_step(float64):
     def mean_error(fraction):
         return learned_variance_error(model(fraction), data, noise, now, then, path=PATH, predict=predictions.v).mean()
 
-    found = jax.lax.fori_loop(
-        0, 20, lambda _, f: f - jax.grad(mean_error)(f) / jax.hessian(mean_error)(f), jnp.asarray(0.5)
-    )
+    newton = lambda _, f: f - jax.grad(mean_error)(f) / jax.hessian(mean_error)(f)  # noqa: E731
+    found = jax.jit(lambda start: jax.lax.fori_loop(0, 20, newton, start))(0.5)
     np.testing.assert_allclose(found, exact_fraction(), atol=0.01)
 
 
@@ -59,17 +60,21 @@ def test_the_sampler_draws_with_it():
     num = 40_000
     knots = Knot(*(jnp.asarray(pair, jnp.float32) for pair in zip(now, then, strict=True)))
     x = jnp.zeros((num, 2))
-    draw = lambda name, denoise: sample(ddpm(name), denoise, jax.random.key(0), x, knots)  # noqa: E731
-    of = lambda fraction: predictions.denoiser_with_variance(model(fraction), PATH, predictions.v)  # noqa: E731
-    found = draw("learned", of(exact_fraction()))
+
+    @partial(jax.jit, static_argnums=0)
+    def draw(name, fraction):
+        denoise = predictions.denoiser_with_variance(model(fraction), PATH, predictions.v)
+        return sample(ddpm(name), denoise, jax.random.key(0), x, knots)
+
+    found = np.asarray(draw("learned", exact_fraction()))
     assert abs(found.var() / variance - 1) < 4 * (2 / (2 * num)) ** 0.5
     for fraction, name in ((0.0, "small"), (1.0, "large")):
-        np.testing.assert_allclose(draw("learned", of(fraction)), draw(name, of(fraction)), atol=1e-5)
+        np.testing.assert_allclose(draw("learned", fraction), draw(name, fraction), atol=1e-5)
 
 
 def test_a_step_to_the_data_adds_no_noise():
     knots = Knot(*(jnp.asarray(pair) for pair in ([0.5, 0.0], [0.8, 1.0], [0.6, 0.0])))
-    denoise = predictions.denoiser_with_variance(model(0.5), PATH, predictions.v)
+    denoise = jax.jit(predictions.denoiser_with_variance(model(0.5), PATH, predictions.v))
     x = jax.random.normal(jax.random.key(0), (4, 2))
     found = sample(ddpm("learned"), denoise, jax.random.key(1), x, knots)
     np.testing.assert_allclose(found, denoise(x, Knot(*(v[0] for v in knots))).data, atol=1e-6)
@@ -79,6 +84,7 @@ def test_the_mean_gets_no_gradient_and_wrong_shapes_are_refused():
     data, noise = jnp.ones((3, 2)), jnp.zeros((3, 2))
     now, then = jnp.full(3, 0.6), jnp.full(3, 0.3)
 
+    @jax.jit
     def error(shift):
         shifted = lambda x, t: model(0.5)(x, t) + jnp.concatenate([shift * jnp.ones_like(x), jnp.zeros_like(x)], -1)  # noqa: E731
         return learned_variance_error(shifted, data, noise, now, then, path=PATH, predict=predictions.v).sum()

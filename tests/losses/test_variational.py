@@ -1,5 +1,7 @@
 """Variational bounds on probabilistic PCA, where log p(x), the posterior and every expectation are exact."""
 
+from functools import cache, partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,24 +51,25 @@ def gap_to_posterior():
     )
 
 
-def expected_elbo(encode, **options):
-    terms = [
-        variational.elbo_terms(
-            encode,
-            decode,
-            jnp.asarray(DATA),
-            jnp.broadcast_to(point[None], (BATCH, LATENT)),
-            log_likelihood=log_likelihood,
-            **options,
-        )
-        for point in jnp.asarray(CUBATURE)
-    ]
-    return np.mean([t.reconstruction for t in terms], axis=0) - terms[0].kl
+@cache
+def expected_elbo(encode):
+    @jax.jit
+    @jax.vmap
+    def terms_at(point):
+        noise = jnp.broadcast_to(point[None], (BATCH, LATENT))
+        return variational.elbo_terms(encode, decode, jnp.asarray(DATA), noise, log_likelihood=log_likelihood)
+
+    terms = terms_at(jnp.asarray(CUBATURE))
+    return np.mean(terms.reconstruction, axis=0) - terms.kl[0]
+
+
+@partial(jax.jit, static_argnums=0)
+def log_weights(encode, data, noise):
+    return variational.log_importance_weights(encode, decode, data, noise, log_likelihood=log_likelihood)
 
 
 def cubature_log_weights(encode):
-    noise = jnp.broadcast_to(jnp.asarray(CUBATURE)[:, None], (len(CUBATURE), BATCH, LATENT))
-    return variational.log_importance_weights(encode, decode, jnp.asarray(DATA), noise, log_likelihood=log_likelihood)
+    return log_weights(encode, DATA, np.broadcast_to(CUBATURE[:, None], (len(CUBATURE), BATCH, LATENT)))
 
 
 def test_elbo_plus_gap_is_log_p(float64):
@@ -88,8 +91,8 @@ def test_at_the_posterior_every_weight_is_p_of_x(float64):
 def test_drawn_elbo_has_the_expectation_and_reproduces(float64):
     data = jnp.tile(jnp.asarray(DATA), (5000, 1))
     key = jax.random.key(0)
-    terms = variational.elbo(other_encoder, decode, key, data, log_likelihood=log_likelihood)
-    again = variational.elbo(other_encoder, decode, key, data, log_likelihood=log_likelihood)
+    draw = jax.jit(partial(variational.elbo, other_encoder, decode, log_likelihood=log_likelihood))
+    terms, again = draw(key, data), draw(key, data)
     np.testing.assert_array_equal(terms.reconstruction, again.reconstruction)
     draws = np.asarray(-variational.negative_elbo(terms)).reshape(5000, BATCH)
     error = draws.std(axis=0) / np.sqrt(5000)
@@ -101,8 +104,8 @@ def test_the_importance_bound_rises_with_its_samples_towards_log_p(float64):
 
     def bound(samples):
         key = jax.random.key(samples)
-        values = variational.iwae(other_encoder, decode, key, data, log_likelihood=log_likelihood, samples=samples)
-        values = np.asarray(values).reshape(4000, BATCH)
+        draw = partial(variational.iwae, other_encoder, decode, log_likelihood=log_likelihood, samples=samples)
+        values = np.asarray(jax.jit(draw)(key, data)).reshape(4000, BATCH)
         return values.mean(), values.mean(axis=1).std() / np.sqrt(4000)
 
     means, errors = zip(*(bound(samples) for samples in (1, 2, 5, 20, 100)), strict=True)
@@ -161,16 +164,11 @@ def test_beta_and_free_bits_and_warmup(float64):
 
 
 def test_a_batch_is_its_examples(float64):
-    noise = jax.random.normal(jax.random.key(1), (6, BATCH, LATENT))
-
-    def log_weights(rows):
-        return variational.log_importance_weights(
-            other_encoder, decode, jnp.asarray(DATA)[rows], noise[:, rows], log_likelihood=log_likelihood
-        )
-
-    whole = log_weights(slice(None))
+    noise = np.random.default_rng(1).standard_normal((6, BATCH, LATENT))
+    whole = log_weights(other_encoder, DATA, noise)
     for row in range(BATCH):
-        np.testing.assert_allclose(log_weights(slice(row, row + 1))[:, 0], whole[:, row], rtol=1e-12)
+        alone = log_weights(other_encoder, DATA[row : row + 1], noise[:, row : row + 1])
+        np.testing.assert_allclose(alone[:, 0], whole[:, row], rtol=1e-12)
 
 
 @pytest.mark.parametrize("draws", [(), (7,)])

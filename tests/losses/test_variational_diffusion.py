@@ -16,10 +16,12 @@ MIX = dict(weights=[0.3, 0.7], means=[[-1.0, 0.5], [1.0, 0.0]], covariances=[0.2
 PATHS = {"vp": paths.vp(), "edm": paths.edm(), "linear": paths.linear()}
 
 
+@partial(jax.jit, static_argnums=0)
 def ends(path, cleanest=1e-3, noisiest=1e3):
-    return tuple(paths.time_of_log_snr(path, jnp.asarray(-2 * np.log(ratio))) for ratio in (noisiest, cleanest))
+    return tuple(paths.time_of_log_snr(path, -2 * jnp.log(ratio)) for ratio in (noisiest, cleanest))
 
 
+@partial(jax.jit, static_argnums=(0, 1))
 def grid(path, steps):
     start, stop = ends(path)
     log_snr = jnp.linspace(paths.log_snr(path, start), paths.log_snr(path, stop), steps + 1)
@@ -27,7 +29,7 @@ def grid(path, steps):
 
 
 def snr(knots):
-    return (knots.alpha / knots.sigma) ** 2
+    return (np.asarray(knots.alpha) / np.asarray(knots.sigma)) ** 2
 
 
 def test_a_step_is_the_divergence_of_its_two_posteriors(float64):
@@ -42,15 +44,19 @@ def test_a_step_is_the_divergence_of_its_two_posteriors(float64):
         jax.debug.callback(lambda x: seen.append(x), x)
         return Prediction(jnp.tanh(x), x)
 
-    found = bounds.discrete_bound(denoise, key, data, knots)
+    found = jax.jit(partial(bounds.discrete_bound, denoise))(key, data, knots)
     jax.effects_barrier()
-    (x,) = (jnp.asarray(value) for value in seen)
-    of_data, of_estimate = (paths.posterior(x, value, now, then) for value in (data, jnp.tanh(x)))
-    log_variance = jnp.log(of_data.variance) * jnp.ones_like(x)
-    expected = divergences.kl_diagonal(of_data.mean, log_variance, of_estimate.mean, log_variance)
+
+    @jax.jit
+    def divergences_of(x):
+        of_data, of_estimate = (paths.posterior(x, value, now, then) for value in (data, jnp.tanh(x)))
+        log_variance = jnp.log(of_data.variance) * jnp.ones_like(x)
+        expected = divergences.kl_diagonal(of_data.mean, log_variance, of_estimate.mean, log_variance)
+        log_variance = jnp.log(now.sigma**2) * jnp.ones_like(x)
+        return expected, divergences.kl_diagonal(now.alpha * data, log_variance, jnp.zeros_like(data), log_variance)
+
+    expected, prior = divergences_of(*seen)
     np.testing.assert_allclose(found.diffusion, expected, rtol=1e-9)
-    log_variance = jnp.log(now.sigma**2) * jnp.ones_like(x)
-    prior = divergences.kl_diagonal(now.alpha * data, log_variance, jnp.zeros_like(data), log_variance)
     np.testing.assert_allclose(found.prior, prior, rtol=1e-9)
     z = np.random.default_rng(0).standard_normal((200_000, 3))
     ratio = then.sigma / then.alpha
@@ -65,12 +71,13 @@ def test_of_a_gaussian_it_is_the_closed_form(float64, name):
     mix = oracles.mixture([1.0], [[0.0, 0.0]], [STD**2])
     data = oracles.sample(mix, jax.random.key(1), num)
     knots = grid(path, 20)
-    found = jax.jit(partial(bounds.discrete_bound, oracles.denoiser(mix)))(jax.random.key(0), data, knots)
+    solve = jax.jit(partial(bounds.discrete_bound, oracles.denoiser(mix)))
+    found = jax.tree.map(np.asarray, solve(jax.random.key(0), data, knots))
     expected = np.sum(np.diff(snr(knots)) * STD**2 / (1 + STD**2 * snr(knots)[:-1]))
     assert abs(found.diffusion.mean() - expected) < 4 * found.diffusion.std() / num**0.5
     start, stop = ends(path)
     solve = partial(bounds.continuous_bound, oracles.denoiser(mix), path=path, start=start, stop=stop, num_times=256)
-    found = jax.jit(solve)(jax.random.key(0), data)
+    found = jax.tree.map(np.asarray, jax.jit(solve)(jax.random.key(0), data))
     low, high = snr(knots)[0], snr(knots)[-1]
     expected = np.log((1 + STD**2 * high) / (1 + STD**2 * low))
     assert abs(found.diffusion.mean() - expected) < 4 * found.diffusion.std() / num**0.5
@@ -85,15 +92,15 @@ def test_in_continuous_time_the_exact_model_makes_it_tight_at_every_point():
     path = paths.linear()
     start, stop = ends(path)
     solve = partial(bounds.continuous_bound, path=path, start=start, stop=stop, num_times=128)
-    of_exact = jax.jit(lambda x: sum(solve(oracles.denoiser(mix), jax.random.key(0), x)))
-    for point in oracles.sample(mix, jax.random.key(2), 6):
-        values = of_exact(jnp.broadcast_to(point, (num, 2)))
-        gap = values.mean() + oracles.log_density(mix, point[None])[0]
-        assert abs(gap) < 5 * values.std() / num**0.5
+    bound_of = jax.jit(lambda mix, x: sum(solve(oracles.denoiser(mix), jax.random.key(0), x)))
+    draw, log_density = jax.jit(oracles.sample, static_argnums=2), jax.jit(oracles.log_density)
+    data = np.asarray(draw(mix, jax.random.key(3), num))
+    of_data = np.asarray(log_density(mix, data))
+    for point, exact in zip(data[:6], of_data[:6], strict=True):
+        values = np.asarray(bound_of(mix, np.broadcast_to(point, (num, 2))))
+        assert abs(values.mean() + exact) < 5 * values.std() / num**0.5
     other = oracles.mixture(MIX["weights"], np.asarray(MIX["means"]) + 0.3, MIX["covariances"])
-    data = oracles.sample(mix, jax.random.key(3), num)
-    gaps = jax.jit(lambda x: sum(solve(oracles.denoiser(other), jax.random.key(0), x)))(data)
-    gaps += oracles.log_density(mix, data)
+    gaps = bound_of(other, data) + of_data
     assert gaps.mean() > 5 * gaps.std() / num**0.5
 
 
@@ -119,7 +126,7 @@ def test_of_integers_it_is_the_log_probability():
     solve = partial(bounds.continuous_bound, path=path, start=start, stop=stop, num_times=128, levels=levels)
     of_level = jax.jit(lambda x: sum(solve(oracles.denoiser(mix), jax.random.key(0), x)))
     for centre, probability in zip(centres, probabilities, strict=True):
-        values = of_level(jnp.full((num, 1), centre, jnp.float32))
+        values = np.asarray(of_level(np.full((num, 1), centre, np.float32)))
         assert abs(values.mean() + np.log(probability)) < 5 * values.std() / num**0.5
 
 
@@ -127,22 +134,22 @@ def test_the_reconstruction_of_integers_is_that_of_normalised_likelihoods():
     """Two levels a distance d apart: the mean of log(1 + exp(-d (d + 2 ratio z) / (2 ratio^2))); log 2 where all is noise."""
     data = jnp.full((200_000, 1), 0.5)
     z = np.random.default_rng(0).standard_normal(1_000_000)
+
+    @jax.jit
+    def found_at(ratio):
+        knot = Knot(jnp.zeros(()), jnp.ones(()), ratio)
+        return bounds.reconstruction_error(jax.random.key(0), data, knot, levels=2)
+
     for ratio in (0.3, 1.0):
-        knot = Knot(jnp.zeros(()), jnp.ones(()), jnp.asarray(ratio))
-        found = bounds.reconstruction_error(jax.random.key(0), data, knot, levels=2)
+        found = np.asarray(found_at(ratio))
         expected = np.log1p(np.exp(-(1 + 2 * ratio * z) / (2 * ratio**2)))
         assert abs(found.mean() - expected.mean()) < 5 * found.std() / len(data) ** 0.5
-    noise = Knot(jnp.zeros(()), jnp.ones(()), jnp.asarray(1e4))
-    found = bounds.reconstruction_error(jax.random.key(0), data, noise, levels=2)
-    np.testing.assert_allclose(found, np.log(2), atol=1e-3)
+    np.testing.assert_allclose(found_at(1e4), np.log(2), atol=1e-3)
 
 
 def test_example_i_of_the_discrete_bound_depends_on_its_own_key():
     mix, path = oracles.mixture(**MIX), paths.vp()
-    data = oracles.sample(mix, jax.random.key(1), 6)
-    keys = jax.random.split(jax.random.key(0), 6)
-    solve = partial(
-        bounds.discrete_bound, oracles.denoiser(mix), knots=paths.knots(path, times.uniform(path, 5, end=0.01))
-    )
-    together = sum(solve(keys, data))
-    np.testing.assert_allclose(together[2:4], sum(solve(keys[2:4], data[2:4])), rtol=1e-5)
+    data, keys = np.random.default_rng(0).standard_normal((9, 2), np.float32), jax.random.split(jax.random.key(0), 9)
+    knots = paths.knots(path, times.uniform(path, 5, end=0.01))
+    solve = jax.jit(lambda keys, data: sum(bounds.discrete_bound(oracles.denoiser(mix), keys, data, knots)))
+    np.testing.assert_allclose(solve(keys[:6], data[:6])[3:], solve(keys[3:], data[3:])[:3], rtol=1e-5)

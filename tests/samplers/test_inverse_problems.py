@@ -16,12 +16,13 @@ from genjax.samplers import (
     sample,
 )
 from genjax.samplers.inverse_problems import conjugate_gradients
-from genjax.typing import Prediction
+from genjax.typing import Knot, Prediction
 
 OPERATOR = np.array([[1.0, 0.5, 0.0], [0.0, -1.0, 2.0]])
 MEASUREMENT = np.array([0.7, -0.4])
 NOISE_STD = 0.3
 PATH = paths.edm()
+draw = jax.jit(oracles.sample, static_argnums=2)
 
 
 def forward(data):
@@ -45,7 +46,8 @@ def test_the_posterior_of_the_oracle_is_bayes_rule(float64):
     posterior = oracles.given_measurement(three(), OPERATOR, MEASUREMENT, NOISE_STD)
     data = np.random.default_rng(2).normal(size=(50, 3))
     log_likelihood = -0.5 * np.sum((MEASUREMENT - data @ OPERATOR.T) ** 2, axis=1) / NOISE_STD**2
-    evidence = oracles.log_density(three(), data) + log_likelihood - oracles.log_density(posterior, data)
+    log_density = jax.jit(oracles.log_density)
+    evidence = log_density(three(), data) + log_likelihood - log_density(posterior, data)
     assert np.ptp(evidence) < 1e-9
 
 
@@ -55,16 +57,21 @@ def test_on_a_gaussian_it_is_the_denoiser_of_the_posterior(float64, path):
     x = jnp.asarray(np.random.default_rng(3).normal(size=(8, 3)))
     measurement = jnp.broadcast_to(jnp.asarray(MEASUREMENT), (8, 2))
     denoise = given_measurement(oracles.denoiser(gaussian()), measurement, forward, noise_std=NOISE_STD, iterations=2)
-    for t in (0.1, 0.5, 0.9):
-        knot = paths.knots(path, jnp.asarray(t))
-        found, expected = denoise(x, knot), oracles.denoiser(posterior)(x, knot)
-        np.testing.assert_allclose(found.data, expected.data, atol=1e-8)
-        np.testing.assert_allclose(found.noise, expected.noise, atol=1e-8)
+
+    @jax.jit
+    @jax.vmap
+    def both(t):
+        knot = paths.knots(path, t)
+        return denoise(x, knot), oracles.denoiser(posterior)(x, knot)
+
+    found, expected = both(jnp.asarray([0.1, 0.5, 0.9]))
+    np.testing.assert_allclose(found.data, expected.data, atol=1e-8)
+    np.testing.assert_allclose(found.noise, expected.noise, atol=1e-8)
 
 
 def test_from_alpha_0_nothing_is_singular():
     denoise = given_measurement(oracles.denoiser(three()), jnp.zeros((4, 2)), forward, noise_std=NOISE_STD)
-    pair = denoise(jnp.ones((4, 3)), paths.knots(paths.cosine(), jnp.asarray(1.0)))
+    pair = jax.jit(denoise)(jnp.ones((4, 3)), paths.knots(paths.cosine(), jnp.asarray(1.0)))
     assert all(np.all(np.isfinite(value)) for value in pair)
 
 
@@ -89,8 +96,8 @@ def test_samples_of_a_mixture_come_from_its_posterior():
         np.asarray(x)
         for x in (
             run(start),
-            oracles.sample(posterior, jax.random.key(2), 100_000),
-            oracles.sample(mix, jax.random.key(3), 100_000),
+            draw(posterior, jax.random.key(2), 100_000),
+            draw(mix, jax.random.key(3), 100_000),
         )
     )
     spread = exact.std(axis=0)
@@ -106,8 +113,7 @@ KNOWN = jnp.asarray([0.9, 0.0, 0.0])
 
 
 def inpainted(sampler, t, num=4000):
-    path = paths.vp()
-    knots = paths.knots(path, t)
+    knots = Knot(*map(np.asarray, paths.knots(paths.vp(), t)))
     start = knots.sigma[0] * jax.random.normal(jax.random.key(0), (num, 3))
     run = jax.jit(
         lambda x: sample(inpainting(sampler, KNOWN, MASK), oracles.denoiser(gaussian()), jax.random.key(1), x, knots)
@@ -123,7 +129,7 @@ def test_repaint_draws_the_rest_given_what_is_known():
     for low, high in ((1.0, 8.0), (0.3, 3.0), (0.1, 1.0), (0.03, 0.3)):
         back = times.restart(path, back, low=low, high=high, steps=8, repeats=20)
     posterior = oracles.given_measurement(gaussian(), np.array([[1.0, 0.0, 0.0]]), KNOWN[:1], 1e-4)
-    exact = np.asarray(oracles.sample(posterior, jax.random.key(2), 100_000))[:, 1:]
+    exact = np.asarray(draw(posterior, jax.random.key(2), 100_000))[:, 1:]
     once, repeated = inpainted(ddpm(), t), inpainted(restarting(ddpm()), back)
     errors = [np.abs(found[:, 1:].mean(axis=0) - exact.mean(axis=0)).max() for found in (once, repeated)]
     print("errors of the mean, once and with restarts", errors)
@@ -143,7 +149,8 @@ def test_conjugate_gradients_solve_each_example(float64):
     generator = np.random.default_rng(4)
     factors = generator.normal(size=(5, 3, 3))
     matrices, right = factors @ factors.transpose(0, 2, 1) + np.eye(3), generator.normal(size=(5, 3))
-    found = conjugate_gradients(lambda v: jnp.einsum("bij,bj->bi", matrices, v), jnp.asarray(right), iterations=3)
+    solve = lambda right: conjugate_gradients(lambda v: jnp.einsum("bij,bj->bi", matrices, v), right, iterations=3)  # noqa: E731
+    found = jax.jit(solve)(right)
     np.testing.assert_allclose(found, np.linalg.solve(matrices, right[..., None])[..., 0], atol=1e-9)
     zero = conjugate_gradients(lambda v: 2 * v, jnp.zeros((2, 3)), iterations=3)
     np.testing.assert_array_equal(zero, 0)

@@ -17,13 +17,22 @@ REFERENCE = np.load(File(__file__).parents[1] / "reference" / "dpmpp_2m.npz")
 NOISE = REFERENCE["noise"]
 
 
+denoise = jax.jit(oracles.denoise)
+
+
 def oracle():
     return oracles.mixture(*(REFERENCE[f"mixture_{name}"] for name in ("weights", "means", "covs")))
 
 
 def run(sampler, knots, **options):
-    start = knots.sigma[0] * jnp.asarray(NOISE, knots.sigma.dtype)
-    return sample(sampler, oracles.denoiser(oracle()), jax.random.key(0), start, knots, **options)
+    """Jitted: outside of a jit the weights of a grid compile operation by operation."""
+
+    @jax.jit
+    def solve(knots):
+        start = knots.sigma[0] * jnp.asarray(NOISE, knots.sigma.dtype)
+        return sample(sampler, oracles.denoiser(oracle()), jax.random.key(0), start, knots, **options)
+
+    return solve(knots)
 
 
 # Orders of convergence, on grids even in the log SNR
@@ -54,48 +63,61 @@ MULTISTEP = {
 }
 
 ONE_OF_EACH_KIND = ("dpm_solver_pp 3", "dpm_solver 3", "unipc 3", "deis 3", "lms 3", "plms")
+UNEVEN = (0.0, 0.1, 0.2, 0.5, 0.9, 1.0)
+GRIDS = (*(np.linspace(0, 1, steps + 1) for steps in STEPS), UNEVEN, (0.0, 0.0, 0.0, *UNEVEN))  # of the way in log SNR
+TRACED = 10
 
 
-def even_in_log_snr(name, steps):
-    """`steps` intervals, then knots that repeat the end up to the greatest number of steps."""
+@functools.partial(jax.jit, static_argnums=0)
+def knots_at(name, fractions):
     path, start, end = PATHS[name]
     ends = paths.log_snr(path, jnp.asarray([start, end]))
-    u = jnp.minimum(jnp.arange(max(*STEPS, steps) + 1) / steps, 1.0)
-    return paths.knots(path, paths.time_of_log_snr(path, ends[0] + u * (ends[1] - ends[0])))
+    return paths.knots(path, paths.time_of_log_snr(path, ends[0] + fractions * (ends[1] - ends[0])))
 
 
-def path_at(index):
-    """The path at a traced index, so that one compilation serves all of them."""
-    everyone = [path for path, _, _ in PATHS.values()]
+def on_all_paths(make, grids):
+    """The states `[path, grid, knot, 64, 2]` at the first knots and the last, of one compilation for all of them.
 
-    def choose(field):
-        return lambda t: jax.lax.switch(index, [getattr(path, field) for path in everyone], t)
+    Grids repeat their last knot up to the length of the longest; the path is the one at a traced index.
+    """
+    longest = max(len(fractions) for fractions in grids)
+    pad = lambda values: np.pad(values, (0, longest - len(values)), mode="edge")  # noqa: E731
+    knots = [Knot(*map(pad, knots_at(name, np.asarray(grid)))) for name in PATHS for grid in grids]
+    knots = Knot(*(np.stack(values).reshape(len(PATHS), len(grids), -1) for values in zip(*knots, strict=True)))
 
-    return Path(choose("alpha"), choose("sigma"), 0.0, 1.0)
+    def path_at(index):
+        def choose(field):
+            return lambda t: jax.lax.switch(index, [getattr(path, field) for path, _, _ in PATHS.values()], t)
+
+        return Path(choose("alpha"), choose("sigma"), 0.0, 1.0)
+
+    def one(index, knots):
+        states = run(make(path_at(index)), knots, trace=True)[1]
+        return jnp.concatenate([states[:TRACED], states[-1:]])
+
+    each = jax.vmap(jax.vmap(one, in_axes=(None, 0)))
+    return np.asarray(jax.jit(each)(jnp.arange(len(PATHS)), knots))
 
 
-def on_all_paths(make, step_counts):
-    """Where the same starts end, `[path, step count, 64, 2]`."""
-    grids = [[even_in_log_snr(name, steps) for steps in step_counts] for name in PATHS]
-    knots = Knot(*(jnp.asarray([[grid[field] for grid in row] for row in grids]) for field in range(3)))
-    one = jax.vmap(lambda index, knots: run(make(path_at(index)), knots), in_axes=(None, 0))
-    return np.asarray(jax.jit(jax.vmap(one))(jnp.arange(len(PATHS)), knots))
+@functools.cache
+def states_of(name):
+    makers = {"ddim": lambda path: ddim(), **{name: make for name, (_, make) in MULTISTEP.items()}}
+    return on_all_paths(makers[name], GRIDS)
 
 
 @functools.cache
 def fine_solutions():
-    return on_all_paths(lambda path: rk4(path, first_order_end=False), (1500,))
+    return on_all_paths(lambda path: rk4(path, first_order_end=False), (np.linspace(0, 1, 1501),))[:, :, -1]
 
 
-def errors_of(make):
+def errors_of(states):
     """`[path, step count]`."""
-    return np.sqrt(np.mean((on_all_paths(make, STEPS) - fine_solutions()) ** 2, axis=(2, 3)))
+    return np.sqrt(np.mean((states[:, : len(STEPS), -1] - fine_solutions()) ** 2, axis=(2, 3)))
 
 
 @pytest.mark.parametrize("name", MULTISTEP)
 def test_order_of_convergence(float64, name):
-    order, make = MULTISTEP[name]
-    errors = errors_of(make)
+    order, errors = MULTISTEP[name][0], errors_of(states_of(name))
     slopes = np.log2(errors[:, 0] / errors[:, 1])
     print(f"{name}: errors {errors[:, 1]}, orders {np.round(slopes, 2)} on {list(PATHS)}")
     assert np.all(errors[:, 1] < 0.02)
@@ -103,7 +125,7 @@ def test_order_of_convergence(float64, name):
 
 
 def test_half_of_the_quadratic_term_loses_an_order(float64):
-    errors = errors_of(lambda path: dpm_solver_pp(3, half_quadratic=True))
+    errors = errors_of(on_all_paths(lambda path: dpm_solver_pp(3, half_quadratic=True), GRIDS))
     slopes = np.log2(errors[:, 0] / errors[:, 1])
     print(f"orders of the third-order solver of diffusers and k-diffusion: {slopes}")
     assert np.all(slopes < 2.2)
@@ -133,17 +155,21 @@ def test_a_step_is_exact_on_polynomials_below_its_order(float64, name):
         other = (x - knot.alpha * value) / knot.sigma if estimate == "data" else (x - knot.sigma * value) / knot.alpha
         return Prediction(value, other) if estimate == "data" else Prediction(other, value)
 
-    states = sample(make(order), denoise, jax.random.key(0), jnp.ones((1, 1)), knots, trace=True)[1][:, 0, 0]
-    scale, weight = (knots.sigma, knots.alpha) if estimate == "data" else (knots.alpha, knots.sigma)
-    scaled, measure = states / scale, weight / scale  # d scaled = polynomial d measure
-    for i in range(order - 1, len(knots.t) - 1):
-        t = jnp.linspace(knots.t[i], knots.t[i + 1], 4001)
-        fine = paths.knots(path, t)
-        u = fine.alpha / fine.sigma if estimate == "data" else fine.sigma / fine.alpha
-        values = polynomial(fine)
-        expected = jnp.sum((values[1:] + values[:-1]) / 2 * jnp.diff(u))
-        np.testing.assert_allclose(scaled[i + 1] - scaled[i], expected, rtol=3e-7)
-    assert np.all(measure > 0)
+    def scale_and_measure(knot):
+        """d (x / scale) = polynomial d measure."""
+        scale, weight = (knot.sigma, knot.alpha) if estimate == "data" else (knot.alpha, knot.sigma)
+        return scale, weight / scale
+
+    @jax.jit
+    def changes_and_integrals(knots):
+        states = sample(make(order), denoise, jax.random.key(0), jnp.ones((1, 1)), knots, trace=True)[1][:, 0, 0]
+        changes = jnp.diff(states / scale_and_measure(knots)[0])[order - 1 :]
+        fine = paths.knots(path, jnp.linspace(knots.t[order - 1 : -1], knots.t[order:], 4001))
+        values, measure = polynomial(fine), scale_and_measure(fine)[1]
+        return changes, jnp.sum((values[1:] + values[:-1]) / 2 * jnp.diff(measure, axis=0), axis=0)
+
+    changes, integrals = changes_and_integrals(knots)
+    np.testing.assert_allclose(changes, integrals, rtol=3e-7)
 
 
 # What they are to each other
@@ -158,8 +184,7 @@ VP_KNOTS = (1.0, 0.8, 0.7, 0.45, 0.2, 0.15)
 
 @pytest.mark.parametrize("name", [name for name in MULTISTEP if not name.startswith("unipc")])
 def test_the_first_step_is_ddim(float64, name):
-    knots = descending(paths.vp(), *VP_KNOTS[:2])
-    np.testing.assert_allclose(run(MULTISTEP[name][1](paths.vp()), knots), run(ddim(), knots), atol=1e-12)
+    np.testing.assert_allclose(states_of(name)[:, :, 1], states_of("ddim")[:, :, 1], atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -179,9 +204,11 @@ def test_two_names_of_one_method(float64, first, second):
 
 def test_deis_is_lms_where_the_time_is_the_ratio_and_plms_where_the_grid_is_even(float64):
     path = paths.edm()
-    uneven, even = descending(path, 9.0, 5.0, 4.0, 1.0, 0.5, 0.4), descending(path, *np.linspace(5.0, 0.5, 7))
-    np.testing.assert_allclose(run(deis(path, order=4), uneven), run(lms(4), uneven), atol=1e-11)
-    np.testing.assert_allclose(run(plms(4), even), run(lms(4), even), atol=1e-11)
+    uneven, even = (9.0, 5.0, 4.0, 1.0, 0.5, 0.4, 0.3), np.linspace(5.0, 0.5, 7)
+    on = lambda sampler, t: run(sampler, descending(path, *t))  # noqa: E731
+    of_uneven, of_even = jax.vmap(lambda t: on(lms(4), t))(jnp.asarray([uneven, even]))
+    np.testing.assert_allclose(on(deis(path, order=4), uneven), of_uneven, atol=1e-11)
+    np.testing.assert_allclose(on(plms(4), even), of_even, atol=1e-11)
 
 
 # Starts and ends
@@ -204,7 +231,9 @@ def test_a_step_to_the_data_is_the_estimate_of_the_data(float64):
     for make in (lambda: dpm_solver_pp(3), lambda: dpm_solver(3), lambda: dpm_solver_pp(2, eta=1.0)):
         states = run(make(), knots, trace=True)[1]
         before = Knot(*(value[-2] for value in knots))
-        np.testing.assert_allclose(states[-1], oracles.denoiser(oracle())(states[-2], before).data, atol=1e-12)
+        np.testing.assert_allclose(
+            states[-1], denoise(oracle(), states[-2], before.alpha, before.sigma).data, atol=1e-12
+        )
 
 
 def test_a_lower_order_at_the_end(float64):
@@ -216,26 +245,23 @@ def test_a_lower_order_at_the_end(float64):
     np.testing.assert_allclose(low[:-2], full[:-2], atol=1e-12)
     assert np.max(np.abs(low[-2] - full[-2])) > 1e-5
     assert np.max(np.abs(second[2] - full[2])) < 1e-12
-    last_two = Knot(*(value[-2:] for value in knots))
-    np.testing.assert_allclose(
-        low[-1], sample(ddim(), oracles.denoiser(oracle()), jax.random.key(0), low[-2], last_two)
-    )
+    before, last = (Knot(*(value[index] for value in knots)) for index in (-2, -1))
+    data, noise = denoise(oracle(), low[-2], before.alpha, before.sigma)
+    np.testing.assert_allclose(low[-1], last.alpha * data + last.sigma * noise)  # DDIM's step
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH_KIND)
 def test_equal_knots_leave_x_where_it_is(float64, name):
-    path = paths.vp()
-    knots = descending(path, 0.9, 0.7, 0.5, 0.5)
-    states = run(MULTISTEP[name][1](path), knots, trace=True)[1]
-    np.testing.assert_allclose(states[-1], states[-2], atol=1e-12)
+    end, *after = np.moveaxis(states_of(name)[:, 2], 1, 0)[len(UNEVEN) - 1 :]
+    for states in after:
+        np.testing.assert_allclose(states, end, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH_KIND)
 def test_knots_repeated_at_the_start_change_nothing(float64, name):
     """Nor what the orders rise to, so grids of one length may have different numbers of steps."""
-    path, make = paths.vp(), MULTISTEP[name][1]
-    plain, padded = descending(path, *VP_KNOTS), descending(path, *[VP_KNOTS[0]] * 3, *VP_KNOTS)
-    np.testing.assert_allclose(run(make(path), padded), run(make(path), plain), atol=1e-11)
+    plain, padded = states_of(name)[:, 2], states_of(name)[:, 3]
+    np.testing.assert_allclose(padded[:, 3:TRACED], plain[:, : TRACED - 3], atol=1e-11)
 
 
 # The corrector
@@ -243,20 +269,18 @@ def test_knots_repeated_at_the_start_change_nothing(float64, name):
 
 def test_the_corrector_of_two_values_takes_their_mean(float64):
     """Order 1 and B(h) = e^h - 1: the step again with `(m_now + m_then) / 2`."""
-    path = paths.vp()
-    knots = descending(path, 0.9, 0.7, 0.5)
-    denoise = oracles.denoiser(oracle())
-    first, second, third = (Knot(*(value[index] for value in knots)) for index in range(3))
-    x = jnp.asarray(NOISE)
-    estimate = denoise(x, first).data
-    predicted = second.alpha * estimate + second.sigma * denoise(x, first).noise
-    mean = (estimate + denoise(predicted, second).data) / 2
-    decay = jnp.exp(log_ratio(first) - log_ratio(second))
-    corrected = second.sigma / first.sigma * x + second.alpha * (1 - decay) * mean
-    newest, decay = denoise(predicted, second).data, jnp.exp(log_ratio(second) - log_ratio(third))
+    knots = descending(paths.vp(), 0.9, 0.7, 0.5)
+    first, second, third = (Knot(*(np.asarray(value)[index] for value in knots)) for index in range(3))
+    estimate = lambda x, knot: denoise(oracle(), x, knot.alpha, knot.sigma)  # noqa: E731
+    x = first.sigma * np.asarray(NOISE, np.float64)
+    data, noise = estimate(x, first)
+    predicted = second.alpha * data + second.sigma * noise
+    newest = estimate(predicted, second).data
+    decay = np.exp(log_ratio(first) - log_ratio(second))
+    corrected = second.sigma / first.sigma * x + second.alpha * (1 - decay) * (data + newest) / 2
+    decay = np.exp(log_ratio(second) - log_ratio(third))
     expected = third.sigma / second.sigma * corrected + third.alpha * (1 - decay) * newest
-    found = sample(unipc(1), denoise, jax.random.key(0), x, knots)
-    np.testing.assert_allclose(found, expected, atol=1e-12)
+    np.testing.assert_allclose(run(unipc(1), knots), expected, atol=1e-12)
 
 
 # The SDE
@@ -271,18 +295,23 @@ def test_the_marginals_of_the_sde_on_a_gaussian(float64):
         return Prediction(gain * x, (x - knot.alpha * gain * x) / knot.sigma)
 
     def variance_error(make, steps):
+        """Of a grid of `steps` steps, then knots that repeat its end."""
         ends = paths.log_snr(path, jnp.asarray([1.0, 0.05]))
-        knots = paths.knots(path, paths.time_of_log_snr(path, jnp.linspace(ends[0], ends[1], steps + 1)))
+        u = jnp.minimum(jnp.arange(most + 1) / steps, 1.0)
+        knots = paths.knots(path, paths.time_of_log_snr(path, ends[0] + u * (ends[1] - ends[0])))
         # one unit impulse an example: example 0 in the start, example i + 1 in the noise of step i
-        impulses = jnp.eye(steps + 1)
+        impulses = jnp.eye(most + 1)
         first, last = (Knot(*(value[index] for value in knots)) for index in (0, -1))
         start = jnp.sqrt(first.alpha**2 * data_variance + first.sigma**2) * impulses[0][:, None]
         end = sample(make(), denoise, impulses[1:, :, None], start, knots)
-        return abs(float(jnp.sum(end**2) / (last.alpha**2 * data_variance + last.sigma**2)) - 1)
+        return jnp.abs(jnp.sum(end**2) / (last.alpha**2 * data_variance + last.sigma**2) - 1)
 
+    step_counts = jnp.asarray([64, 128])
+    most = 128
     for eta in (0.0, 0.5, 1.0):
         for order in (1, 2):
-            errors = [variance_error(lambda o=order, e=eta: dpm_solver_pp(o, eta=e), steps) for steps in (64, 128)]
+            errors_of = jax.vmap(lambda steps, o=order, e=eta: variance_error(lambda: dpm_solver_pp(o, eta=e), steps))
+            errors = np.asarray(jax.jit(errors_of)(step_counts))
             slope = np.log2(errors[0] / errors[1])
             print(f"order {order}, eta {eta}: errors of the variance {errors}, order {slope:.2f}")
             assert errors[1] < 0.05
@@ -355,7 +384,8 @@ def test_parity_with_diffusers(float64, name):
     knots = Knot(jnp.arange(len(ratio)) * 1.0, alpha, ratio * alpha)
     noise = jnp.asarray(DIFFUSERS["fresh"]) if name == "sde2" else jax.random.key(0)
     start = jnp.asarray(expected[0].astype(np.float64))
-    states = sample(SCHEDULERS[name](), oracles.denoiser(oracle()), noise, start, knots, trace=True)[1]
+    solve = lambda start: sample(SCHEDULERS[name](), oracles.denoiser(oracle()), noise, start, knots, trace=True)[1]  # noqa: E731
+    states = np.asarray(jax.jit(solve)(start))
     if name == "unipc3bh1":  # its rule for the end reckons with the step that is left out here
         states, expected = states[:-2], expected[:-2]
     difference = np.max(np.abs(states - expected) / np.maximum(1, np.abs(expected)))

@@ -87,7 +87,7 @@ def _errors_on_two_modes(sampler, path, steps):
 
     A step draws `mean(x) + std z`; the run ends at t = 0.2, before its noise is finer than the grid.
     """
-    x = np.linspace(-6, 6, 1201)
+    x = np.linspace(-6, 6, 401)
     knots = paths.knots(path, times.uniform(path, steps, end=0.2))
     intervals = Knot(*(jnp.stack([values[:-1], values[1:]], axis=1) for values in knots))
     z = jnp.stack([jnp.zeros((1, len(x), 1)), jnp.ones((1, len(x), 1))])
@@ -193,11 +193,16 @@ def test_twenty_steps_leave_no_noise_on_a_point():
 EDM = paths.edm(80.0)
 
 
+def run(sampler, key, x, knots, denoise=gaussian, **options):
+    """Jitted, or each operation compiles by itself."""
+    return jax.jit(lambda x, knots: sample(sampler, denoise, key, x, knots, **options))(x, knots)
+
+
 def _churned_step(noise_level, end, **options):
     """`x_end = slope x + offset + std z` of a step from a noise level, in float64."""
     knots = paths.knots(EDM, jnp.asarray([noise_level, end]))
     x, z = jnp.asarray([[0.0], [1.0], [0.0]]), jnp.asarray([[[0.0], [0.0], [1.0]]])
-    ends = sample(churned(heun(EDM), EDM, **options), gaussian, z, x, knots)[:, 0]
+    ends = run(churned(heun(EDM), EDM, **options), z, x, knots)[:, 0]
     return ends[1] - ends[0], ends[0], ends[2] - ends[0]
 
 
@@ -205,7 +210,7 @@ def test_churn_adds_noise_and_then_takes_the_deterministic_step(float64):
     """Algorithm 2 of EDM by hand: up to t (1 + gamma), and Heun from there."""
     slope, offset, std = _churned_step(2.0, 1.5, gamma=0.3, noise_scale=1.1)
     x = jnp.asarray([[0.0], [1.0]])
-    from_there = sample(heun(EDM), gaussian, jax.random.key(0), x, paths.knots(EDM, jnp.asarray([2.6, 1.5])))[:, 0]
+    from_there = run(heun(EDM), jax.random.key(0), x, paths.knots(EDM, jnp.asarray([2.6, 1.5])))[:, 0]
     np.testing.assert_allclose([slope, offset], [from_there[1] - from_there[0], from_there[0]], rtol=1e-12)
     np.testing.assert_allclose(std, 1.1 * np.sqrt(2.6**2 - 2.0**2) * slope, rtol=1e-12)
 
@@ -213,10 +218,8 @@ def test_churn_adds_noise_and_then_takes_the_deterministic_step(float64):
 @pytest.mark.parametrize("options", [{"gamma": 0.0}, {"lowest": 2.1}, {"highest": 1.9}])
 def test_without_churn_the_step_is_the_deterministic_one(float64, options):
     knots, x = paths.knots(EDM, jnp.asarray([2.0, 1.5])), jnp.asarray([[0.3], [1.0]])
-    expected = sample(heun(EDM), gaussian, jax.random.key(0), x, knots)
-    np.testing.assert_allclose(
-        sample(churned(heun(EDM), EDM, **options), gaussian, jax.random.key(0), x, knots), expected
-    )
+    expected = run(heun(EDM), jax.random.key(0), x, knots)
+    np.testing.assert_allclose(run(churned(heun(EDM), EDM, **options), jax.random.key(0), x, knots), expected)
 
 
 @pytest.mark.parametrize("name", ["linear", "cosine", "sub_vp"])
@@ -231,28 +234,31 @@ def test_churn_keeps_the_marginals(float64, name):
     assert np.all(np.less(fine, 0.1 * np.asarray(coarse) + 1e-14))
 
 
-def _gaussian_run(sampler, knots, key=7):
-    x = jnp.linspace(-2.0, 2.0, 8)[:, None] * knots.sigma[0]
-    return sample(sampler, gaussian, jax.random.key(key), x, knots)
+def _run_on_all_paths(samplers_of, fractions):
+    """Where samplers of a path end on each path, at these fractions of the way from noise to data: one compilation."""
+    all_paths = list(PATHS.values())
+
+    def one(index):
+        choose = lambda field: lambda t: jax.lax.switch(index, [getattr(path, field) for path in all_paths], t)  # noqa: E731
+        start, stop = (jnp.asarray([getattr(path, end) for path in all_paths])[index] for end in ("t_noise", "t_data"))
+        path = Path(choose("alpha"), choose("sigma"), stop, start)
+        knots = paths.knots(path, start + fractions * (stop - start))
+        x = jnp.linspace(-2.0, 2.0, 8)[:, None] * knots.sigma[0]
+        return [sample(sampler, gaussian, jax.random.key(7), x, knots) for sampler in samplers_of(path)]
+
+    return jax.jit(jax.vmap(one))(jnp.arange(len(all_paths)))
 
 
-@pytest.mark.parametrize("name", PATHS)
-def test_without_noise_euler_maruyama_is_euler(float64, name):
-    path = PATHS[name]
-    between = path.t_noise + np.linspace(0.1, 0.9, 5) * (path.t_data - path.t_noise)
-    knots = paths.knots(path, jnp.asarray(between))
-    found = _gaussian_run(euler_maruyama(path, noise_rate=0.0), knots)
-    np.testing.assert_allclose(found, _gaussian_run(euler(path), knots), atol=1e-12)
+def test_without_noise_euler_maruyama_is_euler(float64):
+    samplers_of = lambda path: (euler_maruyama(path, noise_rate=0.0), euler(path))  # noqa: E731
+    np.testing.assert_allclose(*_run_on_all_paths(samplers_of, np.linspace(0.1, 0.9, 5)), atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["linear", "cosine", "vp"])
 @pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])
-def test_ancestral_ddim_is_ddim_with_eta(float64, name, eta):
+def test_ancestral_ddim_is_ddim_with_eta(float64, eta):
     """From noise to the data, alpha = 0 and sigma = 0 included."""
-    path = PATHS[name]
-    knots = paths.knots(path, times.uniform(path, 6))
-    found = _gaussian_run(ancestral(ddim(), path, eta=eta), knots)
-    np.testing.assert_allclose(found, _gaussian_run(ddim(eta), knots), atol=1e-9)
+    samplers_of = lambda path: (ancestral(ddim(), path, eta=eta), ddim(eta))  # noqa: E731
+    np.testing.assert_allclose(*_run_on_all_paths(samplers_of, np.linspace(0, 1, 7)), atol=1e-9)
 
 
 def test_ancestral_steps_of_order_two_go_down_and_back(float64):
@@ -261,8 +267,8 @@ def test_ancestral_steps_of_order_two_go_down_and_back(float64):
     x = jnp.asarray([[0.4], [1.0]])
     up = min(1.0, 1.0 * np.sqrt(1.0**2 * (2.0**2 - 1.0**2) / 2.0**2))
     down = np.sqrt(1.0 - up**2)
-    there = sample(sampler, gaussian, jax.random.key(0), x, paths.knots(EDM, jnp.asarray([2.0, down])))
-    found = sample(ancestral(sampler, EDM), gaussian, jnp.ones((1, 2, 1)), x, paths.knots(EDM, jnp.asarray([2.0, 1.0])))
+    there = run(sampler, jax.random.key(0), x, paths.knots(EDM, jnp.asarray([2.0, down])))
+    found = run(ancestral(sampler, EDM), jnp.ones((1, 2, 1)), x, paths.knots(EDM, jnp.asarray([2.0, 1.0])))
     np.testing.assert_allclose(found, there + up, atol=1e-12)
 
 
@@ -274,18 +280,16 @@ def test_restarts_keep_the_marginals(float64):
         t = times.karras(path, steps, sigma_min=0.02, append_data=False)
         if repeats:
             t = times.restart(path, t, low=0.3, high=2.0, steps=steps // 2, repeats=repeats)
-        knots = paths.knots(path, t)
-        count = len(t) - 1
-        impulses = jnp.eye(count + 1)
-        first, last = (Knot(*(value[index] for value in knots)) for index in (0, -1))
-        start = jnp.sqrt(STD**2 + first.sigma**2) * impulses[0][:, None]
+        knots = Knot(*map(np.asarray, paths.knots(path, t)))
+        impulses = np.eye(len(t))
+        start = np.sqrt(STD**2 + knots.sigma[0] ** 2) * impulses[0][:, None]
 
         def centred(x, knot):
             at_mean = gaussian(x + MEAN, knot)
             return at_mean._replace(data=at_mean.data - MEAN)
 
-        end = sample(restarting(heun(path)), centred, impulses[1:, :, None], start, knots)
-        return abs(float(jnp.sum(end**2) / (STD**2 + last.sigma**2)) - 1)
+        end = run(restarting(heun(path)), jnp.asarray(impulses[1:, :, None]), jnp.asarray(start), knots, centred)
+        return abs(np.sum(np.asarray(end) ** 2) / (STD**2 + knots.sigma[-1] ** 2) - 1)
 
     plain, restarted = ([error(steps, repeats) for steps in (32, 128)] for repeats in (0, 3))
     print(f"errors of the variance: plain {plain}, restarted {restarted}")
@@ -297,7 +301,7 @@ def test_a_restart_contracts_what_went_wrong_before_it(float64):
     """The difference between two starts shrinks by the share of the data in the noise, each time."""
     knots = paths.knots(EDM, jnp.asarray([2.0, 0.3, 2.0, 0.3, 2.0, 0.3]))
     x = jnp.asarray([[0.0], [1.0]])
-    states = sample(restarting(ddim()), gaussian, jnp.zeros((5, 2, 1)), x, knots, trace=True)[1][:, :, 0]
+    states = np.asarray(run(restarting(ddim()), jnp.zeros((5, 2, 1)), x, knots, trace=True)[1])[:, :, 0]
     spread = states[:, 1] - states[:, 0]
     np.testing.assert_allclose(spread[2], spread[1], atol=1e-12)
     np.testing.assert_allclose(spread[3] / spread[1], spread[1] / spread[0], rtol=1e-9)
@@ -307,7 +311,7 @@ def test_what_cannot_take_noise():
     knots = paths.knots(EDM, jnp.asarray([2.0, 1.0, 0.5]))
     for wrap in (lambda s: churned(s, EDM), lambda s: ancestral(s, EDM), restarting):
         with pytest.raises(ValueError, match="not of multistep"):
-            _gaussian_run(wrap(dpm_solver_pp(2)), knots)
+            run(wrap(dpm_solver_pp(2)), jax.random.key(0), jnp.zeros((1, 1)), knots)
     with pytest.raises(ValueError, match="eta is -1"):
         ancestral(ddim(), EDM, eta=-1.0)
     with pytest.raises(ValueError, match="noise_rate is -1"):
