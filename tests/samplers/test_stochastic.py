@@ -116,7 +116,9 @@ def _errors_on_two_modes(sampler, path, steps):
 def test_the_weights_of_modes_converge_at_the_weak_order(float64, name, order):
     """So do the mean and the second moment. DPM2 ancestral is of weak order 2: its noise is exact, its way of order 2."""
     make = STOCHASTIC.get(name) or SAMPLERS[name]
-    coarse, fine = (_errors_on_two_modes(make(PATHS["vp"]), PATHS["vp"], steps) for steps in (64 // order, 256 // order))
+    coarse, fine = (
+        _errors_on_two_modes(make(PATHS["vp"]), PATHS["vp"], steps) for steps in (64 // order, 256 // order)
+    )
     orders = np.log2(coarse / fine) / 2
     print(f"{name}: weight, mean, second moment {coarse} -> {fine}", orders)
     assert np.all(np.less(coarse, (0.01, 0.01, 0.05)))
