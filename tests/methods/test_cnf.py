@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from genjax.arrays import example_keys
 from genjax.errors import UsageError
 from genjax.methods import cnf
 from genjax.training import data, loop
+from genjax.training.checkpoint import Checkpoints
 from genjax.training.loop import Diverged
 from genjax.training.steps import adamw
 from genjax.typing import Examples
@@ -31,15 +33,22 @@ def fit(method, dataset, steps, state=None, **options):
 
 
 @functools.cache
-def trained():
-    method, dataset = tiny(150)
-    state = fit(method, dataset, 150, batch_size=128, steps_per_dispatch=50)
-    jitted = {name: jax.jit(getattr(method, name)) for name in ("evaluate", "log_prob")}
-    return method._replace(sample=jax.jit(method.sample, static_argnums=2), **jitted), dataset, state
+def trained(kinetic=0.0):
+    """A method with its functions jitted, its data, a state that is not the first one, and the last metrics."""
+    method, dataset = tiny(60, kinetic=kinetic)
+    final = {}
+    options = dict(batch_size=128, steps_per_dispatch=20)
+    state = fit(method, dataset, 60, on_dispatch=lambda _, __, metrics: final.update(metrics), **options)
+    return jitted(method), dataset, state, final
+
+
+def jitted(method):
+    functions = {name: jax.jit(getattr(method, name)) for name in ("evaluate", "log_prob")}
+    return method._replace(sample=jax.jit(method.sample, static_argnums=2), **functions)
 
 
 def test_each_example_is_its_own_ode_whatever_its_batch():
-    method, dataset, state = trained()
+    method, dataset, state, _ = trained()
     keys = example_keys(jax.random.key(0), 64)
     samples = method.sample(state.ema, keys, 64)
     np.testing.assert_allclose(samples[2:4], method.sample(state.ema, keys[2:4], 2), atol=1e-5)
@@ -54,7 +63,7 @@ def test_each_example_is_its_own_ode_whatever_its_batch():
 
 
 def test_its_density_integrates_to_one_and_its_draws_follow_it():
-    method, _, state = trained()
+    method, _, state, _ = trained()
     axis, cell = np.linspace(-5, 5, 101, retstep=True)
     grid = jnp.asarray(np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1).reshape(-1, 2), jnp.float32)
     density = np.exp(np.asarray(method.log_prob(state.ema, jax.random.key(0), grid), np.float64)) * cell**2
@@ -65,45 +74,47 @@ def test_its_density_integrates_to_one_and_its_draws_follow_it():
         assert abs(drawn.mean() - exact) < 5 * drawn.std() / len(samples) ** 0.5 + 2e-3
 
 
+WEIGHED = {"kinetic": 0.01, "jacobian": 0.01, "class_conditional": True}
+
+
+@functools.cache
+def first_step(**options):
+    """The metrics of the first step."""
+    method, dataset = tiny(**WEIGHED, **options)
+    batch = loop.example_batch(dataset, 4096)
+    state = method.init(jax.random.key(0), batch)
+    return jax.jit(method.step)(state, batch)[1]
+
+
 @pytest.mark.parametrize(
     "options",
     [
-        {"divergence": "hutchinson", "kinetic": 0.01, "jacobian": 0.01},
+        {"divergence": "hutchinson"},
         {"adjoint": "backsolve", "tolerance": 1e-6},
-        {"adjoint": "backsolve", "tolerance": 1e-6, "divergence": "hutchinson", "class_conditional": True},
+        {"adjoint": "backsolve", "tolerance": 1e-6, "divergence": "hutchinson"},
         {"solver_steps": 12},
     ],
-    ids=["hutchinson", "backsolve", "backsolve of an estimate, with labels", "fixed"],
+    ids=["hutchinson", "backsolve", "backsolve of an estimate", "fixed"],
 )
 def test_every_way_of_solving_takes_about_the_same_step(options):
     """The first loss and gradient: those of the exact trace and many adaptive steps, estimated or solved otherwise."""
-    weights = {name: options.get(name, 0.0) for name in ("kinetic", "jacobian")}
-    reference, dataset = tiny(tolerance=1e-6, class_conditional=options.get("class_conditional", False), **weights)
-    method, _ = tiny(**options)
-    batch = loop.example_batch(dataset, 4096)
-    state = method.init(jax.random.key(0), batch)
-    (_, expected), (_, found) = jax.jit(reference.step)(state, batch), jax.jit(method.step)(state, batch)
+    expected, found = first_step(tolerance=1e-6), first_step(**options)
     estimated = "divergence" in options
     for name in ("loss", "nats", "kinetic", "jacobian", "grad_norm"):
         np.testing.assert_allclose(found[name], expected[name], rtol=0.05 if estimated else 2e-3, err_msg=name)
-    total = found["nats"] + weights["kinetic"] * found["kinetic"] + weights["jacobian"] * found["jacobian"]
+    total = found["nats"] + WEIGHED["kinetic"] * found["kinetic"] + WEIGHED["jacobian"] * found["jacobian"]
     np.testing.assert_allclose(found["loss"], total, rtol=1e-6)
     assert found["solver_steps"] == options.get("solver_steps", found["solver_steps"])
 
 
 def test_kinetic_energy_is_lower_where_it_is_weighed():
     """Of the same model after as many steps."""
-    energies = []
-    for weight in (0.0, 1.0):
-        method, dataset = tiny(60, kinetic=weight)
-        final = {}
-        fit(method, dataset, 60, steps_per_dispatch=20, on_dispatch=lambda _, __, metrics, to=final: to.update(metrics))
-        energies.append(final["kinetic"])
-    assert energies[1] < 0.8 * energies[0]
+    assert trained(kinetic=1.0)[3]["kinetic"] < 0.8 * trained()[3]["kinetic"]
 
 
 def test_labels_choose_draws_and_densities():
     method, dataset = tiny(class_conditional=True)
+    method = jitted(method)
     batch, key = loop.example_batch(dataset, 6), jax.random.key(1)
     params = method.init(jax.random.key(0), batch).params
     one, two = jnp.zeros(6, jnp.int32), jnp.ones(6, jnp.int32)
@@ -120,71 +131,65 @@ def test_labels_choose_draws_and_densities():
 def test_a_solve_that_fails_ends_training():
     method, dataset = tiny(tolerance=1e-7, max_solver_steps=2)
     with pytest.raises(Diverged, match="the loss is nan"):
-        fit(method, dataset, 4)
+        fit(method, dataset, 1)
 
 
-def test_a_solve_that_fails_ends_sampling_and_scoring(tmp_path, monkeypatch, capsys):
-    """Four steps are enough for the tolerance of training and not for that of sampling."""
-    monkeypatch.setattr(cli, "use_compilation_cache", lambda: None)
-    options = ["--data", "moons", "--width", "8", "--depth", "1", "--batch-size", "16", "--steps", "2"]
-    options += ["--steps-per-dispatch", "1", "--evaluations", "1", "--tolerance", "0.5", "--out", str(tmp_path / "run")]
-    options += ["--max-solver-steps", "3", "--sampling-tolerance", "1e-7"]
-    assert cli.run(cli_train.main, ["cnf", *options]) == 0
-    capsys.readouterr()
-    assert cli.run(cli_sample.main, [str(tmp_path / "run"), "--num", "20"]) == 1
+COMMAND = ["cnf", "--data", "moons", "--width", "8", "--depth", "1", "--batch-size", "16", "--steps", "8"]
+COMMAND += ["--steps-per-dispatch", "2", "--evaluations", "2"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_persistent_cache():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli, "use_compilation_cache", lambda: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run with checkpoints of steps 4 and 8."""
+    out = tmp_path_factory.mktemp("cnf") / "run"
+    assert cli.run(cli_train.main, [*COMMAND, "--out", str(out)]) == 0
+    return out
+
+
+def test_a_solve_that_fails_ends_sampling_and_scoring(run, tmp_path, capsys):
+    """Three steps are not enough for the tolerance of sampling."""
+    run = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("samples"))
+    described = json.loads((run / "config.json").read_text())
+    described["config"] |= {"max_solver_steps": 3, "sampling_tolerance": 1e-7}
+    (run / "config.json").write_text(json.dumps(described))
+    assert cli.run(cli_sample.main, [str(run), "--num", "20"]) == 1
     assert "20 of 20 samples are NaN" in capsys.readouterr().err
-    assert not (tmp_path / "run" / "samples" / "samples.npz").exists()
-    assert cli.run(cli_sample.main, [str(tmp_path / "run"), "--log-prob", "--num", "20"]) == 1
+    assert not (run / "samples" / "samples.npz").exists()
+    assert cli.run(cli_sample.main, [str(run), "--log-prob", "--num", "20"]) == 1
     assert "20 of 20 log-likelihoods are NaN" in capsys.readouterr().err
 
 
-def test_both_scripts_and_a_resumed_run_is_the_same_bit_for_bit(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "use_compilation_cache", lambda: None)
-    options = ["cnf", "--data", "moons", "--width", "8", "--depth", "1", "--batch-size", "16", "--steps", "8"]
-    options += ["--steps-per-dispatch", "2"]
-
-    class Killed(Exception):
-        pass
-
-    def train(out, evaluations):
-        return cli.run(cli_train.main, [*options, "--evaluations", str(evaluations), "--out", str(tmp_path / out)])
-
-    assert train("whole", 1) == 0
-    fit_once = loop.fit
-
-    def killed(*arguments, on_dispatch, **rest):
-        def stop_halfway(state, step, metrics):
-            on_dispatch(state, step, metrics)
-            if step == 4:
-                raise Killed
-
-        return fit_once(*arguments, on_dispatch=stop_halfway, **rest)
-
-    monkeypatch.setattr(loop, "fit", killed)
-    with pytest.raises(Killed):
-        train("cut", 2)
-    monkeypatch.setattr(loop, "fit", fit_once)
-    assert train("cut", 2) == 0
+def test_a_run_cut_in_the_middle_and_resumed_is_the_same_bit_for_bit(run, tmp_path, capsys):
+    cut = shutil.copytree(run, tmp_path / "cut")
+    shutil.rmtree(cut / "checkpoints" / "8")  # as if it had been killed after step 4
+    assert cli.run(cli_train.main, [*COMMAND, "--out", str(cut)]) == 0
     assert "resumed   at step 4" in capsys.readouterr().out
     losses = [
-        [
-            r["loss"]
-            for line in (tmp_path / out / "metrics.jsonl").read_text().splitlines()
-            if "loss" in (r := json.loads(line))
-        ]
-        for out in ("whole", "cut")
+        [r["loss"] for line in (out / "metrics.jsonl").read_text().splitlines() if "loss" in (r := json.loads(line))]
+        for out in (run, cut)
     ]
     assert losses[0] == losses[1]
-    for out in ("whole", "cut"):
-        assert cli.run(cli_sample.main, [str(tmp_path / out), "--num", "50"]) == 0
-    whole, cut = (np.load(tmp_path / out / "samples" / "samples.npz")["samples"] for out in ("whole", "cut"))
-    assert np.array_equal(whole, cut)
+    whole, resumed = (Checkpoints(out / "checkpoints").restore(step=8) for out in (run, cut))
+    jax.tree.map(np.testing.assert_array_equal, whole, resumed)
+
+
+def test_what_sample_py_says_of_it(run, tmp_path, capsys):
+    out = ["--out", str(tmp_path)]
+    assert cli.run(cli_sample.main, [str(run), "--num", "50", *out]) == 0
+    assert np.isfinite(np.load(tmp_path / "samples.npz")["samples"]).all()
     assert "50 samples as many network calls as each needs" in capsys.readouterr().out
-    assert cli.run(cli_sample.main, [str(tmp_path / "cut"), "--log-prob", "--num", "20"]) == 0
+    assert cli.run(cli_sample.main, [str(run), "--log-prob", "--num", "20", *out]) == 0
     told = capsys.readouterr().out
     assert "20 held-out points" in told
     assert "bound" not in told
-    assert cli.run(cli_sample.main, [str(tmp_path / "cut"), "--steps", "3"]) == 2
+    assert cli.run(cli_sample.main, [str(run), "--steps", "3"]) == 2
     assert "--steps does not apply: cnf" in capsys.readouterr().err
 
 
