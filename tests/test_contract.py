@@ -5,6 +5,7 @@ each written here from outside; and what every method of the package must offer.
 """
 
 import dataclasses
+import functools
 import inspect
 import types
 
@@ -17,11 +18,15 @@ import pytest
 from genjax import cli, cli_sample, cli_train
 from genjax.arrays import as_example_keys, normal
 from genjax.methods import METHODS
+from genjax.methods.network_options import NetworkOptions
 from genjax.methods.recommended import Recommended
 from genjax.training import data, loop
 from genjax.training.checkpoint import Checkpoints
 from genjax.training.steps import adamw, apply_gradients, from_loss, new_state, step_key, with_ema
 from genjax.typing import Method
+
+QUICKLY_COMPILED = {"xla_backend_optimization_level": 0}
+jit = functools.partial(jax.jit, compiler_options=QUICKLY_COMPILED)
 
 
 def _dense(key, sizes):
@@ -194,10 +199,10 @@ def test_a_foreign_method_goes_through_both_scripts(tmp_path, monkeypatch, capsy
 def test_adversarial_method_updates_the_generator_every_third_step():
     method, dataset = adversarial(critic_steps=3), data.load("eight_gaussians")
     batch = loop.example_batch(dataset, 16)
-    state = method.init(jax.random.key(0), batch)
+    state, step = method.init(jax.random.key(0), batch), jax.jit(method.step)
     changed = []
     for _ in range(6):
-        after, _ = method.step(state, batch)
+        after, _ = step(state, batch)
         changed.append(not _equal(after.params["generator"], state.params["generator"]))
         assert not _equal(after.params["critic"], state.params["critic"])
         state = after
@@ -239,17 +244,25 @@ def test_every_method_module_offers_the_same_names(name):
     assert module.__doc__.strip().splitlines()[0].endswith(".")
 
 
-@pytest.mark.parametrize("name", ["flow-matching", "ddpm"])
-@pytest.mark.parametrize("data_name", ["moons", "digits"])
-def test_every_path_method_trains_and_samples(name, data_name):
+@pytest.mark.parametrize(
+    ("name", "data_name", "network"),
+    [
+        ("flow-matching", "moons", {"width": 16, "depth": 2}),
+        ("ddpm", "moons", {"width": 16, "depth": 2}),
+        ("flow-matching", "digits", {"width": 8, "depth": 1}),
+        ("ddpm", "digits", {"network": "dit", "width": 16, "depth": 1, "patch": 4}),
+    ],
+)
+def test_every_path_method_trains_and_samples(name, data_name, network):
     module, dataset = METHODS[name], data.load(data_name)
     event_shape = dataset.train.data.shape[1:]
-    config = _tiny(module.Config(class_conditional=True), event_shape)
+    config = module.Config(class_conditional=True, network=NetworkOptions(**network))
     method = module.build(config, adamw(1e-3, 4), dataset.examples)
+    method = method._replace(init=jit(method.init), compiler_options=QUICKLY_COMPILED)
     per_dispatch = module.recommended(dataset.examples).steps_per_dispatch
     state = loop.fit(method, dataset, 0, steps=4, batch_size=8, steps_per_dispatch=min(per_dispatch, 4), progress=False)
     assert int(state.step) == 4
-    sample = jax.jit(
+    sample = jit(
         lambda params, key, label, guidance: method.sample(
             params, key, 4, steps=4, label=label, guidance=guidance, trace=True
         )
@@ -259,10 +272,5 @@ def test_every_path_method_trains_and_samples(name, data_name):
     assert trajectory.x.shape == (5, 4, *event_shape)
     assert np.array_equal(trajectory.x[-1], samples)
     assert np.isfinite(samples).all()
-    metrics = method.evaluate(state.ema, jax.random.key(0), loop.example_batch(dataset, 8))
+    metrics = jit(method.evaluate)(state.ema, jax.random.key(0), loop.example_batch(dataset, 8))
     assert np.isfinite(metrics["loss"])
-
-
-def _tiny(config, event_shape):
-    width, depth = (8, 1) if len(event_shape) == 3 else (16, 2)
-    return dataclasses.replace(config, network=dataclasses.replace(config.network, width=width, depth=depth))
