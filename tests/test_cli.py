@@ -10,11 +10,14 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from genjax import cli, cli_sample, cli_train
+from genjax import runs as genjax_runs
 from genjax.training.checkpoint import Checkpoints
+from genjax.training.run_dir import read_config
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ["--width", "16", "--depth", "1", "--steps", "40", "--batch-size", "32", "--steps-per-dispatch", "10"]
@@ -51,8 +54,8 @@ def runs(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cli, "use_compilation_cache", lambda: None)
         assert train("flow-matching", "--data", "moons", "--out", folder / "points", *TINY) == 0
-        images = ["--data", "digits", "--class-conditional", "--out", folder / "images", *TINY]
-        assert train("ddpm", *images, "--width", "8", "--evaluations", "1", "--steps-per-dispatch", "1") == 0
+        images = ["--data", "digits", "--class-conditional", "--network", "dit", "--patch", "4"]
+        assert train("ddpm", *images, "--out", folder / "images", *TINY, "--evaluations", "1") == 0
     return folder
 
 
@@ -121,9 +124,17 @@ def test_any_sampler_on_any_run(runs, tmp_path, name, sampler):
 def test_every_path_and_prediction_can_be_sampled_by_every_kind_of_sampler(tmp_path, method, options):
     out = tmp_path / "run"
     assert train(method, "--data", "mixture1d", "--out", out, *TINY, "--evaluations", 1, *options) == 0
-    for sampler in ("rk4", "ddim", "predictor-corrector"):
-        assert sample(out, "--num", 8, "--sampler", sampler, "--steps", 4) == 0
-        assert np.isfinite(np.load(out / "samples" / "samples.npz")["samples"]).all()
+    run = genjax_runs.restore(read_config(out), "config.json")
+    params = Checkpoints(out / "checkpoints").restore_ema(genjax_runs.ema_template(run))
+
+    @jax.jit
+    def draw(params, key):
+        samplers = ("rk4", "ddim", "predictor-corrector")
+        return [run.method.sample(params, key, 8, sampler=sampler, steps=4) for sampler in samplers]
+
+    for samples in draw(params, jax.random.key(0)):
+        assert samples.shape == (8, 1)
+        assert np.isfinite(samples).all()
 
 
 def test_samples_depend_on_the_seed_and_not_on_their_number_or_batches(runs, tmp_path):
@@ -165,31 +176,34 @@ def test_the_same_command_again_changes_nothing(run_copy, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_killed_run_resumes_bit_for_bit(tmp_path, number):
+def test_a_run_killed_again_and_again_ends_bit_for_bit_as_one_that_was_not(tmp_path):
+    """By a signal that nothing can catch and by those after which it saves; each time the same command resumes."""
     options = ["flow-matching", "--data", "moons", "--width", "16", "--depth", "1", "--batch-size", "32"]
-    options += ["--steps", "4000", "--steps-per-dispatch", "20", "--evaluations", "20"]
+    options += ["--steps", "4000", "--steps-per-dispatch", "20", "--evaluations", "10"]
     environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
     assert spawn("train.py", *options, "--out", tmp_path / "whole", env=environment).wait(300) == 0
 
-    process = spawn("train.py", *options, "--out", tmp_path / "cut", env=environment)
-    deadline = time.monotonic() + 200
-    while not Checkpoints(tmp_path / "cut" / "checkpoints").steps() and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    process.send_signal(number)
-    out, error = process.communicate(timeout=200)
-    stopped_at = Checkpoints(tmp_path / "cut" / "checkpoints").latest_step()
-    assert 0 < stopped_at < 4000, (out, error)
-    if number != signal.SIGKILL:
-        assert process.returncode == 128 + number
-        assert f"stopped at step {stopped_at}" in out
+    checkpoints, stopped_at = tmp_path / "cut" / "checkpoints", 0
+    for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
+        process = spawn("train.py", *options, "--out", tmp_path / "cut", env=environment)
+        deadline = time.monotonic() + 200
+        while (Checkpoints(checkpoints).latest_step() or 0) <= stopped_at and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(number)
+        out, error = process.communicate(timeout=200)
+        resumed_at, stopped_at = stopped_at, Checkpoints(checkpoints).latest_step()
+        assert resumed_at < stopped_at < 4000, (out, error)
+        assert ("resumed" in out) == (resumed_at > 0)
+        if number == signal.SIGKILL:
+            assert process.returncode == -number
+        else:
+            assert process.returncode == 128 + number
+            assert f"stopped at step {stopped_at}" in out
     assert spawn("train.py", *options, "--out", tmp_path / "cut", env=environment).wait(300) == 0
 
     whole = Checkpoints(tmp_path / "whole" / "checkpoints").restore()
-    cut = Checkpoints(tmp_path / "cut" / "checkpoints").restore()
-    import jax
-
+    cut = Checkpoints(checkpoints).restore()
     for left, right in zip(jax.tree.leaves(whole), jax.tree.leaves(cut), strict=True):
         np.testing.assert_array_equal(left, right)
 

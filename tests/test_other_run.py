@@ -27,7 +27,7 @@ def sample(*arguments):
 
 
 @pytest.fixture(scope="module")
-def teacher(tmp_path_factory):
+def trained_teacher(tmp_path_factory):
     folder = tmp_path_factory.mktemp("teacher")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cli, "use_compilation_cache", lambda: None)
@@ -35,10 +35,24 @@ def teacher(tmp_path_factory):
     return folder / "edm"
 
 
+@pytest.fixture(scope="module")
+def student(trained_teacher, tmp_path_factory):
+    """A student with checkpoints of steps 10 and 20, and a command to which only `--out` is wanting."""
+    folder = tmp_path_factory.mktemp("student")
+    command = ["consistency", "--data", "moons", "--teacher", trained_teacher, *TINY, "--evaluations", "2"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli, "use_compilation_cache", lambda: None)
+        assert train(*command, "--out", folder / "run") == 0
+    return folder / "run", command
+
+
 @pytest.fixture
-def own_teacher(teacher, tmp_path):
-    """A copy that a test may change."""
-    return shutil.copytree(teacher, tmp_path / "teacher")
+def teacher(trained_teacher, tmp_path):
+    """The student's teacher, which a test may change: what it was is put back."""
+    kept = shutil.copytree(trained_teacher, tmp_path / "kept")
+    yield trained_teacher
+    shutil.rmtree(trained_teacher, ignore_errors=True)
+    shutil.copytree(kept, trained_teacher)
 
 
 def drawn(directory, out, *options):
@@ -47,39 +61,36 @@ def drawn(directory, out, *options):
         return arrays["samples"]
 
 
-def test_a_student_samples_without_its_teacher(own_teacher, tmp_path, capsys):
-    command = ["consistency", "--data", "moons", "--teacher", own_teacher, *TINY]
-    assert train(*command, "--out", tmp_path / "whole") == 0
-    before = drawn(tmp_path / "whole", tmp_path / "before", "--steps", 1)
-    shutil.rmtree(own_teacher)
-    assert np.array_equal(drawn(tmp_path / "whole", tmp_path / "after", "--steps", 1), before)
-    assert sample(tmp_path / "whole", "--sampler", "heun") == 2
+def test_a_student_samples_without_its_teacher(teacher, student, tmp_path, capsys):
+    directory, _ = student
+    before = drawn(directory, tmp_path / "before", "--steps", 1)
+    shutil.rmtree(teacher)
+    assert np.array_equal(drawn(directory, tmp_path / "after", "--steps", 1), before)
+    assert sample(directory, "--sampler", "heun") == 2
     assert "--sampler does not apply: consistency draws without it" in capsys.readouterr().err
 
 
-def test_a_student_killed_midway_ends_as_one_that_was_not(teacher, tmp_path):
-    command = ["consistency", "--data", "moons", "--teacher", teacher, *TINY, "--evaluations", "2"]
-    assert train(*command, "--out", tmp_path / "whole") == 0
-    assert train(*command, "--out", tmp_path / "cut") == 0
+def test_a_student_killed_midway_ends_as_one_that_was_not(student, tmp_path):
+    directory, command = student
+    shutil.copytree(directory, tmp_path / "cut")
     shutil.rmtree(tmp_path / "cut" / "checkpoints" / "20")  # as if it had been killed after step 10
     assert Checkpoints(tmp_path / "cut" / "checkpoints").latest_step() == 10
     assert train(*command, "--out", tmp_path / "cut") == 0
-    whole, cut = (Checkpoints(tmp_path / name / "checkpoints").restore(step=20) for name in ("whole", "cut"))
+    whole, cut = (Checkpoints(run / "checkpoints").restore(step=20) for run in (directory, tmp_path / "cut"))
     jax.tree.map(np.testing.assert_array_equal, whole, cut)
 
 
-def test_a_teacher_that_went_on_training_is_another_teacher(own_teacher, tmp_path, capsys):
-    command = ["consistency", "--data", "moons", "--teacher", own_teacher, "--out", tmp_path / "student", *TINY]
-    assert train(*command) == 0
-    assert train("edm", "--data", "moons", "--out", tmp_path / "longer", *TINY, "--steps", "40") == 0
-    shutil.rmtree(own_teacher / "checkpoints")
-    shutil.copytree(tmp_path / "longer" / "checkpoints", own_teacher / "checkpoints")
+def test_a_teacher_that_went_on_training_is_another_teacher(teacher, student, tmp_path, capsys):
+    directory, command = student
+    shutil.copytree(directory, tmp_path / "student")
+    with Checkpoints(teacher / "checkpoints") as checkpoints:
+        checkpoints.save(checkpoints.restore()._replace(step=np.int32(40)))
     capsys.readouterr()
-    assert train(*command) == 2
+    assert train(*command, "--out", tmp_path / "student") == 2
     assert "other_run.checkpoint 20 (given 40)" in capsys.readouterr().err
 
 
-def test_an_unusable_teacher_is_one_line(teacher, own_teacher, tmp_path, capsys):
+def test_an_unusable_teacher_is_one_line(teacher, tmp_path, capsys):
     def told(*arguments):
         capsys.readouterr()
         code = train("consistency", *arguments, "--out", tmp_path / "new", *TINY)
@@ -98,8 +109,8 @@ def test_an_unusable_teacher_is_one_line(teacher, own_teacher, tmp_path, capsys)
     code, line = told("--data", "moons", "--teacher", tmp_path / "nowhere")
     assert code == 1
     assert "no run directory at" in line
-    shutil.rmtree(own_teacher / "checkpoints")
-    code, line = told("--data", "moons", "--teacher", own_teacher)
+    shutil.rmtree(teacher / "checkpoints")
+    code, line = told("--data", "moons", "--teacher", teacher)
     assert code == 1
     assert "has no checkpoint yet" in line
     assert train("flow-matching", "--data", "moons", "--teacher", teacher) == 2
@@ -107,14 +118,16 @@ def test_an_unusable_teacher_is_one_line(teacher, own_teacher, tmp_path, capsys)
 
 def test_a_latent_model_from_end_to_end(tmp_path, capsys):
     stage = tmp_path / "vae"
-    assert train("vae", "--data", "digits", "--width", "4", "--latent", "3", "--out", stage, *SHORT) == 0
-    command = ["latent-diffusion", "--data", "digits", "--first-stage", stage, "--class-conditional", *TINY]
+    one = ["--steps", "2", "--steps-per-dispatch", "1"]  # no loop around convolutions
+    assert train("vae", "--data", "digits", "--width", "4", "--latent", "3", "--out", stage, *SHORT, *one) == 0
+    command = ["latent-diffusion", "--data", "digits", "--first-stage", stage, "--class-conditional", *TINY, *one]
     assert train(*command, "--out", tmp_path / "latent") == 0
-    before = drawn(tmp_path / "latent", tmp_path / "before", "--classes", "3,5", "--guidance", "2", "--trajectory")
+    choice = ["--classes", "3,5", "--guidance", "2", "--steps", "3"]
+    before = drawn(tmp_path / "latent", tmp_path / "before", *choice, "--trajectory")
     assert before.shape == (8, 8, 8, 1)
     assert (tmp_path / "before" / "trajectory.gif").exists()
     shutil.rmtree(stage)
-    after = drawn(tmp_path / "latent", tmp_path / "after", "--classes", "3,5", "--guidance", "2")
+    after = drawn(tmp_path / "latent", tmp_path / "after", *choice)
     assert np.array_equal(before, after)
     assert sample(tmp_path / "latent", "--reconstruct", "--num", 4) == 0
     capsys.readouterr()

@@ -1,5 +1,6 @@
 """PixelCNN as a method: probabilities that sum to 1, draws that follow one full pass, resuming, refusals."""
 
+import functools
 import itertools
 
 import jax
@@ -17,6 +18,8 @@ from genjax.training.data.dataset import host_batch, integer_scaling
 from genjax.training.steps import adamw
 from genjax.typing import Examples
 
+QUICKLY_COMPILED = {"xla_backend_optimization_level": 0}
+jit = functools.partial(jax.jit, compiler_options=QUICKLY_COMPILED)
 OPTIONS = dict(batch_size=16, steps_per_dispatch=1, progress=False)
 TINY = dict(width=6, depth=1)
 
@@ -30,11 +33,17 @@ def images(shape, levels):
     return data.Dataset("images", batch, batch, integer_scaling(levels), num_classes=levels, log_density=None)
 
 
-def trained(dataset, steps, **config):
-    method = pixelcnn.build(pixelcnn.Config(**TINY, **config), adamw(1e-2, 20), dataset.examples)
+def jitted(method):
+    functions = {name: jit(getattr(method, name)) for name in ("init", "evaluate", "log_prob")}
+    sample = jit(method.sample, static_argnums=2)
+    return method._replace(sample=sample, compiler_options=QUICKLY_COMPILED, **functions)
+
+
+def trained(dataset, steps, on_dispatch=None, **config):
+    method = jitted(pixelcnn.build(pixelcnn.Config(**TINY, **config), adamw(1e-2, 20), dataset.examples))
     if steps == 0:
         return method, method.init(jax.random.key(0), loop.example_batch(dataset))
-    return method, loop.fit(method, dataset, 0, steps=steps, **OPTIONS)
+    return method, loop.fit(method, dataset, 0, steps=steps, on_dispatch=on_dispatch, **OPTIONS)
 
 
 def perturbed(params):
@@ -72,7 +81,7 @@ def test_drawn_values_are_those_of_one_full_pass_over_the_drawn_image(shape):
     levels, num = 5, 8
     method, state = trained(images(shape, levels), 0)
     params, keys = perturbed(state.ema), example_keys(jax.random.key(3), num)
-    drawn = jax.jit(lambda params, keys: method.sample(params, keys, num))(params, keys)
+    drawn = method.sample(params, keys, num)
     logits = np.asarray(jax.jit(masked.pixelcnn(shape, levels, **TINY).apply)(params, drawn))
     values = np.asarray(integer_scaling(levels).to_data(drawn), int)
     for row, column, channel in np.ndindex(shape):
@@ -89,9 +98,13 @@ def test_drawn_values_are_those_of_one_full_pass_over_the_drawn_image(shape):
 
 def test_a_draw_is_its_keys_alone_and_training_resumes_bit_for_bit():
     dataset = images((3, 4, 1), 4)
-    method, whole = trained(dataset, 4, class_conditional=True)
-    _, half = trained(dataset, 2, class_conditional=True)
-    resumed = loop.fit(method, dataset, 0, steps=4, state=half, **OPTIONS)
+    states = {}
+
+    def keep(state, step, metrics):
+        states[step] = jax.tree.map(jnp.copy, state)
+
+    method, whole = trained(dataset, 4, on_dispatch=keep, class_conditional=True)
+    resumed = loop.fit(method, dataset, 0, steps=4, state=states[2], **OPTIONS)
     for left, right in zip(jax.tree.leaves(resumed), jax.tree.leaves(whole), strict=True):
         np.testing.assert_array_equal(left, right)
     keys = example_keys(jax.random.key(0), 6)
