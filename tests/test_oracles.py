@@ -11,6 +11,7 @@ from scipy.stats import multivariate_normal, norm
 
 from genjax import oracles, paths, predictions
 from genjax.arrays import expand
+from genjax.typing import Path
 
 REFERENCE = np.load(File(__file__).parent / "reference" / "gaussian_mixture.npz")
 WEIGHTS, MEANS, COVS = (REFERENCE[f"mixture_{name}"] for name in ("weights", "means", "covs"))
@@ -177,13 +178,19 @@ def test_the_density_of_the_data_is_the_default(float64):
 # On paths
 
 
-@every_path
-def test_the_velocity_carries_the_density(path, float64):
-    """The continuity equation `d/dt log p + div v + v . grad log p = 0`, by differentiation."""
-    mix = oracles.mixture(WEIGHTS, MEANS, COVS)
-    shares = np.array([0.15035, 0.50035, 0.85035])
-    times = jnp.asarray(at(path, shares))
-    x = drawn(mix, path.alpha(times), path.sigma(times), num=3)
+def path_at(index):
+    """The path at a traced index, so that one compilation serves all of them."""
+
+    def choose(name):
+        return lambda t: jax.lax.switch(index, [getattr(path, name) for path in PATHS.values()], t)
+
+    return Path(choose("alpha"), choose("sigma"), 0.0, 1.0)
+
+
+@jax.jit
+def terms_of_continuity(index, mix, x, t):
+    """`d/dt log p`, `div v` and `v . grad log p`, by differentiation."""
+    path = path_at(index)
 
     def log_p(x, t):
         return oracles.log_density(mix, x[None], alpha=path.alpha(t), sigma=path.sigma(t))[0]
@@ -191,36 +198,51 @@ def test_the_velocity_carries_the_density(path, float64):
     def velocity(x, t):
         return oracles.velocity(mix, x[None], t, path=path)[0]
 
-    @jax.jit
-    @jax.vmap
     def terms(x, t):
         gradient, rate = jax.grad(log_p, argnums=(0, 1))(x, t)
         divergence = jnp.trace(jax.jacfwd(velocity)(x, t))
         return rate, divergence, velocity(x, t) @ gradient
 
-    rate, divergence, advection = terms(x, times)
+    return jax.vmap(terms)(x, t)
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_the_velocity_carries_the_density(name, float64):
+    """The continuity equation `d/dt log p + div v + v . grad log p = 0`."""
+    path, mix = PATHS[name], oracles.mixture(WEIGHTS, MEANS, COVS)
+    times = jnp.asarray(at(path, np.array([0.15035, 0.50035, 0.85035])))
+    x = drawn(mix, path.alpha(times), path.sigma(times), num=3)
+    rate, divergence, advection = terms_of_continuity(list(PATHS).index(name), mix, x, times)
     scale = np.abs(rate) + np.abs(divergence) + np.abs(advection)
     assert np.all(np.abs(rate + divergence + advection) <= 1e-10 * scale)
     assert np.all(np.abs(rate) > 1e-4 * scale)  # so that the balance is not one of zeros
 
 
-@every_path
-def test_model_and_denoiser_agree_for_every_kind(path, float64):
-    mix = oracles.mixture(WEIGHTS, MEANS, COVS)
+@jax.jit
+def exact_and_by_kind(index, mix, x, t):
+    """The exact pair and the pairs of the models of every kind; velocity and score, of models and exact."""
+    path = path_at(index)
+    knot = paths.knots(path, t)
+    models = {name: oracles.model(mix, path, kind) for name, kind in KINDS.items()}
+    pairs = {name: predictions.denoiser(models[name], path, kind)(x, knot) for name, kind in KINDS.items()}
+    of_models = [models[name](x, jnp.full(BATCH, t)) for name in ("velocity", "score")]
+    score = oracles.score(mix, x, alpha=knot.alpha, sigma=knot.sigma)
+    return oracles.denoiser(mix)(x, knot), pairs, of_models, [oracles.velocity(mix, x, t, path=path), score]
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_model_and_denoiser_agree_for_every_kind(name, float64):
+    path, mix = PATHS[name], oracles.mixture(WEIGHTS, MEANS, COVS)
     t = jnp.asarray(at(path, 0.40035))
     knot = paths.knots(path, t)
     x = drawn(mix, knot.alpha, knot.sigma)
-    exact = oracles.denoiser(mix)(x, knot)
+    exact, pairs, *velocity_and_score = exact_and_by_kind(list(PATHS).index(name), mix, x, t)
     scale = float(1 + 1 / knot.alpha + knot.sigma / knot.alpha)
-    for name, kind in KINDS.items():
-        model = oracles.model(mix, path, kind)
-        found = predictions.denoiser(model, path, kind)(x, knot)
+    for kind, found in pairs.items():
         for value, expected in zip(found, exact, strict=True):
-            np.testing.assert_allclose(value, expected, atol=1e-11 * scale, err_msg=name)
-    velocity = oracles.model(mix, path, predictions.velocity)(x, jnp.full(BATCH, t))
-    np.testing.assert_allclose(velocity, oracles.velocity(mix, x, t, path=path), rtol=1e-12)
-    score = oracles.model(mix, path, predictions.score)(x, jnp.full(BATCH, t))
-    np.testing.assert_allclose(score, oracles.score(mix, x, alpha=knot.alpha, sigma=knot.sigma), rtol=1e-11)
+            np.testing.assert_allclose(value, expected, atol=1e-11 * scale, err_msg=kind)
+    for value, expected in zip(*velocity_and_score, strict=True):
+        np.testing.assert_allclose(value, expected, rtol=1e-11)
 
 
 @every_path
@@ -276,7 +298,8 @@ def test_samples_have_the_weights_and_the_shape_of_each_component():
 
 def test_more_samples_begin_with_the_fewer():
     mix, key = oracles.mixture(WEIGHTS, MEANS, COVS), jax.random.key(0)
-    np.testing.assert_array_equal(oracles.sample(mix, key, 64)[:8], oracles.sample(mix, key, 8))
+    draw = jax.jit(oracles.sample, static_argnums=2)
+    np.testing.assert_array_equal(draw(mix, key, 64)[:8], draw(mix, key, 8))
 
 
 # As functions of arrays

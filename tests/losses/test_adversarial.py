@@ -249,7 +249,7 @@ def test_a_trained_critic_estimates_w1_with_the_penaltys_own_bias():
 
     so the estimate exceeds W1 by `integral of (F_fake - F_real)^2 / (2 factor rho)`.
     """
-    num, factor = 2048, 10.0
+    num, factor = 1024, 10.0
     u = (np.arange(num) + 0.5) / num
     real, fake = stats.norm(3.0, 0.5).ppf(u)[:, None], stats.norm(0.0, 0.5).ppf(u)[:, None]
     w1 = transport.wasserstein(real, fake, power=1)

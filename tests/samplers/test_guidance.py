@@ -131,14 +131,20 @@ def test_the_scales_one_and_zero_call_the_network_once():
 
 def test_a_label_to_keep_away_from(float64):
     model, away = labelled(predictions.noise), 1 - LABEL
-    found = classifier_free(model, LABEL, away, 2.0)(jnp.asarray(X), T)
+    found = jax.jit(classifier_free(model, LABEL, away, 2.0))(X, T)
+    model = jax.jit(model)
     np.testing.assert_allclose(found, 2 * model(X, T, LABEL) - model(X, T, away), atol=1e-6)
 
 
 def test_rescaling_gives_the_spread_of_the_conditional_prediction(float64):
     model, x = labelled(predictions.noise), jnp.asarray(X, jnp.float64)
-    cond, plain = model(x, T, LABEL), classifier_free(model, LABEL, NULL, 4.0)(x, T)
-    whole, half = (classifier_free(model, LABEL, NULL, 4.0, rescale=r)(x, T) for r in (1.0, 0.5))
+
+    @jax.jit
+    def run(x):
+        rescaled = [classifier_free(model, LABEL, NULL, 4.0, rescale=r)(x, T) for r in (1.0, 0.5)]
+        return model(x, T, LABEL), classifier_free(model, LABEL, NULL, 4.0)(x, T), *rescaled
+
+    cond, plain, whole, half = run(x)
     np.testing.assert_allclose(jnp.std(whole, axis=1), jnp.std(cond, axis=1), rtol=1e-6)
     np.testing.assert_allclose(whole / plain, (whole / plain)[:, :1].repeat(2, axis=1), rtol=1e-6)
     np.testing.assert_allclose(half, (whole + plain) / 2, rtol=1e-6)
@@ -171,10 +177,14 @@ def test_an_exact_classifier_makes_the_conditional_denoiser(float64):
         joint = np.log(WEIGHTS[1]) + oracles.log_density(components()[1], x, **at)
         return joint - oracles.log_density(everything(), x, **at)
 
+    @jax.jit
+    def both(t):
+        knot = paths.knots(PATH, t)
+        guided = classifier_guided(oracles.denoiser(everything()), log_likelihood)
+        return guided(x, knot), oracles.denoiser(components()[1])(x, knot)
+
     for t in (0.3, 0.8, 1.0):
-        knot = paths.knots(PATH, jnp.asarray(t))
-        found = classifier_guided(oracles.denoiser(everything()), log_likelihood)(x, knot)
-        expected = oracles.denoiser(components()[1])(x, knot)
+        found, expected = both(t)
         if t < 1:
             np.testing.assert_allclose(found.data, expected.data, atol=1e-9)
         np.testing.assert_allclose(found.noise, expected.noise, atol=1e-9)

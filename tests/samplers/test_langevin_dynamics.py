@@ -63,23 +63,30 @@ def _variance_and_error(x):
     return np.mean(x**2), np.mean(x**2) * (2 / x.size) ** 0.5
 
 
+@jax.jit
+def _unadjusted(step_size):
+    start = jnp.zeros((NUM, 8))
+    return langevin(lambda x: -x / STD**2, jax.random.key(0), start, step_size=step_size, num_steps=60)
+
+
 @pytest.mark.parametrize("step_size", [0.1, 0.5])
 def test_unadjusted_langevin_settles_at_the_variance_of_theory(step_size):
-    start = jnp.zeros((NUM, 8))
-    run = lambda key: langevin(lambda x: -x / STD**2, key, start, step_size=step_size, num_steps=60)  # noqa: E731
-    variance, error = _variance_and_error(jax.jit(run)(jax.random.key(0)))
+    variance, error = _variance_and_error(_unadjusted(step_size))
     expected = STD**2 / (1 - step_size / (2 * STD**2))
     print(f"h = {step_size}: {variance:.4f} +- {error:.4f}, theory {expected:.4f}, target {STD**2:.4f}")
     assert abs(variance - expected) < 4 * error
     assert expected - STD**2 > 8 * error
 
 
+@jax.jit
+def _adjusted(step_size):
+    log_density = lambda x: -0.5 * jnp.sum(x**2, axis=1) / STD**2  # noqa: E731
+    return mala(log_density, jax.random.key(0), jnp.zeros((NUM, 4)), step_size=step_size, num_steps=80)
+
+
 @pytest.mark.parametrize("step_size", [0.1, 0.5])
 def test_mala_settles_at_the_variance_itself(step_size):
-    start = jnp.zeros((NUM, 4))
-    log_density = lambda x: -0.5 * jnp.sum(x**2, axis=1) / STD**2  # noqa: E731
-    run = lambda key: mala(log_density, key, start, step_size=step_size, num_steps=80)  # noqa: E731
-    x, acceptance = jax.jit(run)(jax.random.key(0))
+    x, acceptance = _adjusted(step_size)
     variance, error = _variance_and_error(x)
     print(f"h = {step_size}: {variance:.4f} +- {error:.4f}, target {STD**2:.4f}, accepted {acceptance.mean():.3f}")
     assert abs(variance - STD**2) < 4 * error
@@ -91,7 +98,8 @@ def test_mala_settles_at_the_variance_itself(step_size):
 def test_a_step_of_its_own_for_each_example():
     """Of size 0 where there is none: that example stays."""
     sizes, x = jnp.asarray([0.0, 0.3]), jnp.ones((2, 3, 1))
-    moved = langevin(lambda x: -x, jax.random.key(0), x, step_size=sizes, num_steps=3)
+    run = lambda x: langevin(lambda x: -x, jax.random.key(0), x, step_size=sizes, num_steps=3)  # noqa: E731
+    moved = jax.jit(run)(x)
     np.testing.assert_array_equal(moved[0], x[0])
     noise = [normal(fold_each(example_keys(jax.random.key(0), 2), step), x.shape)[1] for step in range(3)]
     expected = functools.reduce(lambda x, z: x - 0.3 * x + 0.6**0.5 * z, noise, x[1])
@@ -122,10 +130,15 @@ def test_mala_keeps_an_exact_start():
 
 def test_mala_never_leaves_the_support():
     """The exponential density on x > 0: proposals below 0 have log-density -inf, or NaN, and are rejected."""
-    for outside in (-jnp.inf, jnp.nan):
-        log_density = lambda x, outside=outside: jnp.sum(jnp.where(x > 0, -x, outside), axis=1)  # noqa: E731
+
+    @jax.jit
+    def run(outside):
+        log_density = lambda x: jnp.sum(jnp.where(x > 0, -x, outside), axis=1)  # noqa: E731
         start = jax.random.exponential(jax.random.key(0), (NUM, 1))
-        x, _ = mala(log_density, jax.random.key(1), start, step_size=0.5, num_steps=50)
+        return mala(log_density, jax.random.key(1), start, step_size=0.5, num_steps=50)[0]
+
+    for outside in (-np.inf, np.nan):
+        x = np.asarray(run(outside))
         assert np.all(x > 0)
         assert abs(x.mean() - 1) < 4 / NUM**0.5
         assert abs(np.mean(x**2) - 2) < 4 * (20 / NUM) ** 0.5
@@ -188,8 +201,13 @@ LEVEL = Knot(jnp.float32(0.4), jnp.float32(0.6), jnp.float32(0.7))
 
 def test_the_score_of_the_exact_denoiser_is_the_score():
     x = jax.random.normal(jax.random.key(0), (16, 2))
-    expected = oracles.score(two_modes(), x, alpha=LEVEL.alpha, sigma=LEVEL.sigma)
-    np.testing.assert_allclose(score_of(oracles.denoiser(two_modes()), x, LEVEL), expected, rtol=1e-4)
+
+    @jax.jit
+    def both(x):
+        exact = oracles.score(two_modes(), x, alpha=LEVEL.alpha, sigma=LEVEL.sigma)
+        return score_of(oracles.denoiser(two_modes()), x, LEVEL), exact
+
+    np.testing.assert_allclose(*both(x), rtol=1e-4)
 
 
 def bent(x, knot):
@@ -234,8 +252,9 @@ def test_nothing_is_corrected_where_there_is_no_noise():
     """Not even the gradient, by a network that predicts data, from which the noise there is 0 / 0."""
     x, key = jax.random.normal(jax.random.key(0), (4, 2)), jax.random.key(3)
     sampler, knots = predictor_corrector(ddim(0.0)), grid_of(LEVEL, DATA_END)
-    np.testing.assert_array_equal(sample(sampler, bent, key, x, knots), bent(x, LEVEL).data)
-    assert np.all(np.isfinite(jax.grad(lambda x: jnp.sum(sample(sampler, bent, key, x, knots)))(x)))
+    end, gradient_of = jax.jit(lambda x: jax.vjp(lambda x: sample(sampler, bent, key, x, knots), x))(x)
+    np.testing.assert_array_equal(end, bent(x, LEVEL).data)
+    assert np.all(np.isfinite(*gradient_of(jnp.ones_like(x))))
 
 
 def test_the_corrector_keeps_the_noisy_density():

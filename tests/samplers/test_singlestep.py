@@ -10,7 +10,7 @@ import pytest
 from genjax import oracles, paths
 from genjax.samplers import ddim, dpm_solver_pp_singlestep, dpm_solver_singlestep, rk4, sample
 from genjax.samplers.exponential import exponential_moments, log_ratio
-from genjax.typing import Knot, Prediction
+from genjax.typing import Path, Prediction
 
 MIXTURE = ([0.3, 0.7], np.array([[1.0, -0.5], [-1.0, 0.4]]), np.array([0.2, 0.1])[:, None, None] * np.eye(2))
 PATHS = {
@@ -23,35 +23,51 @@ SOLVERS = {"noise": dpm_solver_singlestep, "data": dpm_solver_pp_singlestep}
 
 
 def run(sampler, knots):
-    noise = jnp.asarray(np.random.default_rng(0).standard_normal((32, 2)), knots.sigma.dtype)
-    return sample(
-        sampler, oracles.denoiser(oracles.mixture(*MIXTURE)), jax.random.key(0), knots.sigma[0] * noise, knots
-    )
+    """Jitted: outside of a jit it compiles operation by operation."""
+
+    @jax.jit
+    def solve(knots):
+        start = knots.sigma[0] * jnp.asarray(np.random.default_rng(0).standard_normal((32, 2)), knots.sigma.dtype)
+        return sample(sampler, oracles.denoiser(oracles.mixture(*MIXTURE)), jax.random.key(0), start, knots)
+
+    return solve(knots)
 
 
-def even_in_log_snr(name, steps):
-    path, start, end = PATHS[name]
-    ends = paths.log_snr(path, jnp.asarray([start, end]))
-    u = jnp.minimum(jnp.arange(max(128, steps) + 1) / steps, 1.0)
-    return paths.knots(path, paths.time_of_log_snr(path, ends[0] + u * (ends[1] - ends[0])))
+def on_all_paths(make, step_counts):
+    """Ends `[path, step count, 32, 2]` on grids even in log SNR: of one compilation, of the path at a traced index."""
+
+    def one(index, t):
+        def at_index(field):
+            return jnp.asarray([getattr(path, field) for path, _, _ in PATHS.values()])[index]
+
+        def choose(field):
+            return lambda t: jax.lax.switch(index, [getattr(path, field) for path, _, _ in PATHS.values()], t)
+
+        ends = at_index("t_data"), at_index("t_noise")
+        path = Path(choose("alpha"), choose("sigma"), *ends, choose("time_of_ratio"))
+        return run(make(path), paths.knots(path, t))
+
+    def even(path, start, end, steps):
+        ends = paths.log_snr(path, jnp.asarray([start, end]))
+        u = jnp.minimum(jnp.arange(max(step_counts) + 1) / steps, 1.0)
+        return paths.time_of_log_snr(path, ends[0] + u * (ends[1] - ends[0]))
+
+    grids = jax.jit(lambda: jnp.asarray([[even(*ends, steps) for steps in step_counts] for ends in PATHS.values()]))()
+    return np.asarray(jax.jit(jax.vmap(jax.vmap(one, in_axes=(None, 0))))(jnp.arange(len(PATHS)), grids))
 
 
 @functools.cache
-def fine_solution(name):
-    return np.asarray(jax.jit(lambda: run(rk4(PATHS[name][0], first_order_end=False), even_in_log_snr(name, 1000)))())
+def fine_solutions():
+    return on_all_paths(lambda path: rk4(path, first_order_end=False), (1000,))
 
 
-@pytest.mark.parametrize("name", PATHS)
 @pytest.mark.parametrize(("estimate", "order"), [("noise", 2), ("noise", 3), ("data", 2), ("data", 3)])
-def test_order_of_convergence(float64, estimate, order, name):
-    sampler = SOLVERS[estimate](PATHS[name][0], order=order)
-    grids = [even_in_log_snr(name, steps) for steps in (64, 128)]
-    knots = Knot(*(jnp.stack(values) for values in zip(*grids, strict=True)))
-    ends = jax.jit(jax.vmap(lambda knots: run(sampler, knots)))(knots)
-    errors = np.sqrt(np.mean((np.asarray(ends) - fine_solution(name)) ** 2, axis=(1, 2)))
-    print(f"{estimate} {order} on {name}: errors {errors}, order {np.log2(errors[0] / errors[1]):.2f}")
-    assert errors[1] < 3e-3
-    assert np.log2(errors[0] / errors[1]) > order - 0.1
+def test_order_of_convergence(float64, estimate, order):
+    ends = on_all_paths(lambda path: SOLVERS[estimate](path, order=order), (64, 128))
+    coarse, fine = np.sqrt(np.mean((ends - fine_solutions()) ** 2, axis=(2, 3))).T
+    print(f"{estimate} {order} on {list(PATHS)}: errors {fine}, orders {np.log2(coarse / fine)}")
+    assert np.all(fine < 3e-3)
+    assert np.all(np.log2(coarse / fine) > order - 0.1)
 
 
 @pytest.mark.parametrize("estimate", SOLVERS)
@@ -63,15 +79,14 @@ def test_of_order_one_they_are_ddim(float64, estimate):
 def test_dpm_solver_2_by_hand(float64):
     """k-diffusion's DPM2: Euler to the geometric middle of the noise levels, and the whole step by the slope there."""
     path = paths.edm()
-    denoise = oracles.denoiser(oracles.mixture(*MIXTURE))
+    denoise = jax.jit(oracles.denoiser(oracles.mixture(*MIXTURE)))
     x = jnp.asarray([[3.0, -1.0], [0.5, 2.0]])
     now, middle, then = (paths.knots(path, jnp.asarray(t)) for t in (4.0, 2.0, 1.0))
     halfway = x + (middle.t - now.t) * denoise(x, now).noise
     expected = x + (then.t - now.t) * denoise(halfway, middle).noise
-    found = sample(
-        dpm_solver_singlestep(path, order=2), denoise, jax.random.key(0), x, paths.knots(path, jnp.asarray([4.0, 1.0]))
-    )
-    np.testing.assert_allclose(found, expected, atol=1e-12)
+    knots = paths.knots(path, jnp.asarray([4.0, 1.0]))
+    solve = jax.jit(lambda x: sample(dpm_solver_singlestep(path, order=2), denoise, jax.random.key(0), x, knots))
+    np.testing.assert_allclose(solve(x), expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("estimate", SOLVERS)
@@ -82,12 +97,14 @@ def test_singular_ends_are_steps_of_ddim(estimate, order):
         return Prediction(data, (x - knot.alpha * data) / knot.sigma)
 
     path, x = paths.cosine(), jnp.asarray([[0.4, -2.0]])
+    samplers = SOLVERS[estimate](path, order=order), ddim()
+
+    @jax.jit
+    def both(knots):
+        return [sample(sampler, bent, jax.random.key(0), x, knots) for sampler in samplers]
+
     for ends in ([1.0, 0.6], [0.3, 0.0]):
-        knots = paths.knots(path, jnp.asarray(ends))
-        found, expected = (
-            sample(s, bent, jax.random.key(0), x, knots) for s in (SOLVERS[estimate](path, order=order), ddim())
-        )
-        np.testing.assert_allclose(found, expected, atol=1e-6)
+        np.testing.assert_allclose(*both(paths.knots(path, jnp.asarray(ends))), atol=1e-6)
 
 
 def test_repeated_knots_leave_x_where_it_is(float64):
