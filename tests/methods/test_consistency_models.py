@@ -1,6 +1,7 @@
 """Consistency models: the exact map of a Gaussian is found from a teacher and without one; targets, grids, labels, refusals."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -19,18 +20,21 @@ from genjax.typing import Batch, Examples, OtherRun, PathModel
 
 TINY = NetworkOptions(width=32, depth=2)
 STD = 0.6
+QUICKLY_COMPILED = {"xla_backend_optimization_level": 0}
+jit = functools.partial(jax.jit, compiler_options=QUICKLY_COMPILED)
 
 
 def equal(left, right):
     return all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True))
 
 
+@functools.cache
 def trained_teacher(data_name, module=edm, **options):
     """An untrained run of `module`, as another run."""
     dataset = data.load(data_name)
     network = TINY if data_name == "moons" else NetworkOptions(network="dit", width=16, depth=1, patch=4)
     method = module.build(module.Config(network=network, **options), adamw(1e-3, 1), dataset.examples)
-    params = method.init(jax.random.key(1), loop.example_batch(dataset, 8)).ema
+    params = jit(method.init)(jax.random.key(1), loop.example_batch(dataset, 8)).ema
     num_classes = dataset.num_classes if options.get("class_conditional") else 0
     return OtherRun(module.__name__.rpartition(".")[2], method, num_classes, lambda: params)
 
@@ -54,6 +58,8 @@ def trained_on_the_gaussian(teacher, steps, **options):
     dataset = gaussian_points()
     config = consistency.Config(network=TINY, sigma_max=10.0, growth_steps=steps, ema_decay=0.99, **options)
     method = consistency.build(config, adamw(2e-3, steps), dataset.examples, teacher)
+    sample = jit(method.sample, static_argnums=2, static_argnames="steps")
+    method = method._replace(init=jit(method.init), sample=sample)
     state = loop.fit(method, dataset, 0, steps=steps, batch_size=256, steps_per_dispatch=100, progress=False)
     return method, state
 
@@ -107,9 +113,9 @@ def test_the_target_is_the_decayed_average_and_the_teacher_stays():
     config = consistency.Config(network=TINY, target_decay=0.7)
     method = consistency.build(config, adamw(1e-2, 10), dataset.examples, teacher)
     batch = loop.example_batch(dataset, 16)
-    state = method.init(jax.random.key(0), batch)
+    state = jit(method.init)(jax.random.key(0), batch)
     assert equal(state.frozen["target"], state.params)
-    after, _ = jax.jit(method.step)(state, batch)
+    after, _ = jit(method.step)(state, batch)
     expected = jax.tree.map(lambda old, new: 0.7 * old + 0.3 * new, state.params, after.params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), after.frozen["target"], expected)
     assert not equal(after.params, state.params)
@@ -139,11 +145,11 @@ def test_a_student_of_a_teacher_of_either_kind_trains_and_samples(data_name, cla
     config = consistency.Config(network=network, class_conditional=class_conditional)
     config = dataclasses.replace(config, guidance=2.0 if class_conditional else 1.0)
     method = consistency.build(config, adamw(1e-3, 2), dataset.examples, teacher)
-    state = method.init(jax.random.key(0), loop.example_batch(dataset, 4))
-    state, metrics = jax.jit(method.step)(state, loop.example_batch(dataset, 4))
+    state = jit(method.init)(jax.random.key(0), loop.example_batch(dataset, 4))
+    state, metrics = jit(method.step)(state, loop.example_batch(dataset, 4))
     assert np.isfinite(metrics["loss"])
     label = jnp.asarray([0, 1]) if class_conditional else None
-    samples = jax.jit(lambda params: method.sample(params, jax.random.key(0), 2, steps=2, label=label))(state.ema)
+    samples = jit(lambda params: method.sample(params, jax.random.key(0), 2, steps=2, label=label))(state.ema)
     assert samples.shape == (2, *dataset.examples.event_shape)
     assert np.isfinite(samples).all()
 
@@ -155,7 +161,7 @@ def test_the_guidance_is_the_teachers():
     for guidance in (1.0, 3.0):
         config = consistency.Config(network=TINY, class_conditional=True, guidance=guidance)
         method = consistency.build(config, adamw(1e-3, 2), dataset.examples, teacher)
-        losses.append(float(jax.jit(method.step)(method.init(jax.random.key(0), batch), batch)[1]["loss"]))
+        losses.append(float(jit(method.step)(jit(method.init)(jax.random.key(0), batch), batch)[1]["loss"]))
     assert losses[0] != pytest.approx(losses[1], rel=1e-3)
 
 

@@ -1,6 +1,7 @@
 """Adversarial methods: two players behind one step, labels, penalties that fall, what is refused."""
 
 import dataclasses
+import functools
 import inspect
 
 import jax
@@ -28,13 +29,23 @@ CASES = {
     "wgan, digits, labels": wgan.Config(critic_steps=2, class_conditional=True, players=IMAGES),
     "wgan-gp, moons": wgan_gp.Config(critic_steps=3, players=POINTS),
 }
+QUICKLY_COMPILED = {"xla_backend_optimization_level": 0}
+jit = functools.partial(jax.jit, compiler_options=QUICKLY_COMPILED)
 every_case = pytest.mark.parametrize("name", CASES)
 
 
-def built(name, steps=8):
+@functools.cache
+def started(name):
+    """A method, its data, its first state, and a step `(state, batch of data) -> (state, metrics)` that donates nothing."""
     method_name, data_name = name.split(", ")[:2]
     dataset = data.load(data_name)
-    return METHODS[method_name].build(CASES[name], adamw(1e-2, steps, b1=0.0), dataset.examples), dataset
+    method = METHODS[method_name].build(CASES[name], adamw(1e-2, 8, b1=0.0), dataset.examples)
+    dispatch = loop.make_dispatch(method._replace(compiler_options=QUICKLY_COMPILED), dataset.scaling)
+
+    def step(state, batch):
+        return dispatch(jax.tree.map(jnp.copy, state), None, jax.tree.map(lambda values: values[None], batch))
+
+    return method, dataset, jit(method.init)(jax.random.key(0), loop.example_batch(dataset)), step
 
 
 def equal(left, right):
@@ -43,29 +54,27 @@ def equal(left, right):
 
 @every_case
 def test_trains_repeats_itself_and_is_evaluated(name):
-    method, dataset = built(name)
-    dispatch = loop.make_dispatch(method, dataset.scaling)
-    batches = [jax.tree.map(lambda v, k=k: v[None, 16 * k : 16 * k + 16], dataset.train) for k in range(4)]
+    method, dataset, start, step = started(name)
+    batches = [jax.tree.map(lambda v, k=k: v[16 * k : 16 * k + 16], dataset.train) for k in range(4)]
 
     def train(state, batches):
         for batch in batches:
-            state, metrics = dispatch(jax.tree.map(jnp.copy, state), None, batch)
+            state, metrics = step(state, batch)
             assert np.isfinite(list(metrics.values())).all()
         return state
 
-    start = method.init(jax.random.key(0), loop.example_batch(dataset))
     whole = train(start, batches)
     assert equal(train(train(start, batches[:2]), batches[2:]), whole)
     assert not equal(whole.ema["generator"], start.ema["generator"])
-    metrics = jax.jit(method.evaluate)(whole.ema, jax.random.key(0), loop.example_batch(dataset, 32))
+    metrics = jit(method.evaluate)(whole.ema, jax.random.key(0), loop.example_batch(dataset, 32))
     assert np.isfinite(list(metrics.values())).all()
 
 
 @every_case
 def test_a_sample_is_its_keys_and_its_labels_alone(name):
-    method, dataset = built(name)
-    params = method.init(jax.random.key(0), loop.example_batch(dataset)).ema
-    sample = jax.jit(lambda keys, label=None: method.sample(params, keys, len(keys), label=label))
+    method, dataset, start, _ = started(name)
+    params = start.ema
+    sample = jit(lambda keys, label=None: method.sample(params, keys, len(keys), label=label))
     keys = example_keys(jax.random.key(0), 6)
     samples = sample(keys)
     assert samples.shape == (6, *dataset.examples.event_shape)
@@ -81,10 +90,10 @@ def test_a_sample_is_its_keys_and_its_labels_alone(name):
 
 
 def test_the_critic_moves_each_step_and_the_generator_when_due():
-    method, dataset = built("wgan-gp, moons")
-    state, step, moved = method.init(jax.random.key(0), loop.example_batch(dataset)), jax.jit(method.step), []
+    _, dataset, state, step = started("wgan-gp, moons")
+    batch, moved = jax.tree.map(lambda values: values[:16], dataset.train), []
     for _ in range(6):
-        after, metrics = step(state, loop.example_batch(dataset, 16))
+        after, metrics = step(state, batch)
         assert set(metrics) == {"critic_loss", "generator_loss", "penalty"}
         assert not equal(after.params["critic"], state.params["critic"])
         moved.append(not equal(after.params["generator"], state.params["generator"]))
@@ -96,7 +105,7 @@ def test_the_critic_moves_each_step_and_the_generator_when_due():
 def test_clipping_holds_after_a_step():
     method = wgan.build(wgan.Config(clip=0.05, players=POINTS), adamw(1e-2, 8), Examples((2,)))
     batch = loop.example_batch(data.load("moons"), 16)
-    state, _ = jax.jit(method.step)(method.init(jax.random.key(0), batch), batch)
+    state, _ = jit(method.step)(jit(method.init)(jax.random.key(0), batch), batch)
     largest = {
         name: max(float(jnp.max(jnp.abs(v))) for v in jax.tree.leaves(state.params[name])) for name in state.params
     }
@@ -109,7 +118,7 @@ def test_the_penalty_falls_geometrically():
     dataset = data.load("moons")
     method = gan.build(config, adamw(1e-3, 100), dataset.examples)
     batch = loop.example_batch(dataset, 64)
-    state, step = method.init(jax.random.key(0), batch), jax.jit(method.step)
+    state, step = jit(method.init)(jax.random.key(0), batch), jit(method.step)
 
     def penalty(at):
         return step(state._replace(step=jnp.asarray(at)), batch)[1]["penalty"]
@@ -125,8 +134,8 @@ def test_the_generator_moves_by_its_rate():
         method = gan.build(
             gan.Config(generator_rate=rate, players=POINTS), adamw(1e-2, 8, schedule="constant"), Examples((2,))
         )
-        before = method.init(jax.random.key(0), batch)
-        after, _ = jax.jit(method.step)(before, batch)
+        before = jit(method.init)(jax.random.key(0), batch)
+        after, _ = jit(method.step)(before, batch)
         moved[rate] = jax.tree.map(lambda a, b: np.abs(a - b).max(), after.params, before.params)
     for name, ratio in {"generator": 0.25, "critic": 1.0}.items():
         largest = {rate: max(jax.tree.leaves(moved[rate][name])) for rate in moved}
@@ -152,8 +161,8 @@ def test_the_critic_chooses_among_fakes_by_its_odds():
     method = gan.build(
         gan.Config(players=Players(latent=1, signs=0, width=1, depth=0, octaves=0)), adamw(1e-3, 8), Examples((1,))
     )
-    params = method.init(jax.random.key(0), loop.example_batch(data.load("mixture1d"))).ema
-    params = jax.tree.map(jnp.zeros_like, params)
+    params = jax.eval_shape(method.init, jax.random.key(0), loop.example_batch(data.load("mixture1d"))).ema
+    params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), params)
     params["generator"]["out"]["kernel"] = jnp.ones((1, 1))
     params["critic"]["out"]["kernel"] = 0.5 * jnp.ones_like(params["critic"]["out"]["kernel"])
     moved = {k: np.asarray(method.sample(params, jax.random.key(0), 20_000, candidates=k)) for k in (1, 4, 64)}
