@@ -1,5 +1,8 @@
 """Per-example reductions, broadcasting over an example's axes, and randomness one example at a time."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -79,3 +82,24 @@ def normal(key: Key, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> 
 def fold_each(keys: Key, value: Array) -> Key:
     """`fold_in(keys[i], value)` for every example's key `[B]`."""
     return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, value)
+
+
+def each_alone(function: Callable[..., Any], *of_examples: Any) -> Any:
+    """`function` of every example by itself, a batch of one, so that none depends on its batch.
+
+    Args:
+        function: of batches; what it returns has batches as its leaves, or numbers of the whole batch `[]`.
+        of_examples: pytrees of `[B, ...]`, or None.
+
+    Returns:
+        The same pytree, `[B, ...]`; its numbers too are one an example, `[B]`.
+
+    >>> each_alone(lambda x: (x, x.sum()), jnp.asarray([1.0, 2.0]))[1].tolist()
+    [1.0, 2.0]
+    """
+
+    def alone(*of_example: Any) -> Any:
+        batch = jax.tree.map(lambda values: values[None], of_example)
+        return jax.tree.map(lambda values: values[0] if values.ndim else values, function(*batch))
+
+    return jax.vmap(alone)(*of_examples)

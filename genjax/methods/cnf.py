@@ -15,15 +15,14 @@ Chen et al. 2018 (arXiv 1806.07366), Grathwohl et al. 2019 (FFJORD, 1810.01367);
 import dataclasses
 import math
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import jax
 import jax.numpy as jnp
 import optax
 import tyro
 
 from genjax import continuous_flows
-from genjax.arrays import normal
+from genjax.arrays import each_alone, normal
 from genjax.continuous_flows import Solver
 from genjax.errors import UsageError
 from genjax.methods import density_models, labels, network_options
@@ -148,21 +147,17 @@ def build(config: Config, optimizer: optax.GradientTransformation, examples: Exa
             "solver_steps": end.steps.astype(jnp.float32),
         }
 
-    def each(solve: Any, params: Params, x: Array, label: Array | None) -> Array:
-        """`solve(model, x [1, ...])` of every example by itself, so that none depends on its batch."""
-
-        def one(x: Array, label: Array | None) -> Array:
-            return solve(net.bind(params, None if label is None else label[None]), x[None])[0]
-
-        return jax.vmap(one)(x, label)
-
     def log_density(params: Params, key: Key, data: Array, label: Array | None) -> Array:
-        return each(partial(continuous_flows.log_density, solver=accurate), params, data, label)
+        return each_alone(
+            lambda data, label: continuous_flows.log_density(net.bind(params, label), data, solver=accurate),
+            data,
+            label,
+        )
 
     def draw(params: Params, keys: Key, label: Array | None) -> Array:
         noise = normal(keys, (len(keys), *examples.event_shape))
         to_data = partial(continuous_flows.flow, start=_T_NOISE, stop=_T_DATA, solver=accurate)
-        return each(to_data, params, noise, label)
+        return each_alone(lambda noise, label: to_data(net.bind(params, label), noise), noise, label)
 
     return density_models.build(
         init,

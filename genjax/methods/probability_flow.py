@@ -6,13 +6,12 @@ Every example is an ODE of its own, so that none depends on its batch.
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from genjax import likelihood, paths, predictions, samplers
-from genjax.arrays import as_example_keys, fold_each
+from genjax.arrays import as_example_keys, each_alone, fold_each
 from genjax.continuous_flows import Solver
 from genjax.losses.likelihood import dequantised
 from genjax.typing import Array, Key, Model, Path
@@ -65,7 +64,7 @@ def draws(
         x, calls = solve(denoise, x, solver=Solver(tolerance))
         return samplers.Adaptive(denoise(x, paths.knots(path, stop)).data, calls + 1)
 
-    return _each(one, noise, label)
+    return each_alone(one, noise, label)
 
 
 def log_densities(
@@ -93,16 +92,6 @@ def log_densities(
 
     def density(x: Array) -> Array:
         keys = fold_each(as_example_keys(key, len(x)), jnp.uint32(_PROBE))
-        return _each(one, x, draw_probes(keys, x))
+        return each_alone(one, x, draw_probes(keys, x))
 
     return dequantised(density, jax.random.fold_in(key, _DEQUANTISATION), data, levels=levels)
-
-
-def _each(solve: Callable[..., Any], *of_examples: Any) -> Any:
-    """`solve` of every example by itself, a batch of one."""
-
-    def alone(*of_example: Any) -> Any:
-        batch = jax.tree.map(lambda values: values[None], of_example)
-        return jax.tree.map(lambda values: values[0] if values.ndim else values, solve(*batch))
-
-    return jax.vmap(alone)(*of_examples)
