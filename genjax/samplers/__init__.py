@@ -16,6 +16,7 @@ from genjax.samplers.langevin_dynamics import annealed_langevin, dwell, langevin
 from genjax.samplers.loop import Sampler, calls_per_step, sample
 from genjax.samplers.multistep import deis, dpm_solver, dpm_solver_pp, lms, plms, unipc
 from genjax.samplers.ode import euler, heun, midpoint, rk4
+from genjax.samplers.pndm import pndm, pndm_times
 from genjax.samplers.resampling import importance_resample
 from genjax.samplers.singlestep import dpm_solver_pp_singlestep, dpm_solver_singlestep
 from genjax.samplers.stochastic import ancestral, churned, euler_maruyama, restarting
@@ -79,6 +80,8 @@ __all__ = [
     "mala",
     "midpoint",
     "plms",
+    "pndm",
+    "pndm_times",
     "predictor_corrector",
     "restarting",
     "rk4",
