@@ -16,7 +16,7 @@ import tyro
 
 from benchmarks import kept, report
 from benchmarks.likelihood import ENTROPY, NUM, score
-from benchmarks.training import train
+from benchmarks.trained import train
 from genjax import continuous_flows
 from genjax.continuous_flows import Solver
 from genjax.methods import METHODS, cnf, network_options
@@ -67,7 +67,7 @@ def train_and_score(method_name: str, data_name: str, seed: int) -> dict[str, fl
 
 def main() -> None:
     """Measure what is not there yet and write the table."""
-    options = tyro.cli(Options)
+    options = tyro.cli(Options, description=__doc__)
     rows = []
     for data_name in options.data:
         for method_name in options.methods:

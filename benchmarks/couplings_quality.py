@@ -321,7 +321,7 @@ HEADER = [
 
 def main() -> None:
     """Measure what is not there yet and write the table."""
-    options = tyro.cli(Options)
+    options = tyro.cli(Options, description=__doc__)
     show = lambda _, name, compute: print(name, compute(), flush=True)  # noqa: E731
     keep = show if options.quick else kept.keep
     seeds, fraction = ([QUICK_SEED], 20) if options.quick else (list(range(options.seeds)), 1)

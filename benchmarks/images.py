@@ -79,7 +79,7 @@ def in_parts(function: Any, images: np.ndarray) -> np.ndarray:
 
 def main() -> None:
     """Measure and write the table."""
-    options = tyro.cli(Options)
+    options = tyro.cli(Options, description=__doc__)
     dataset = data.load("mnist", data_dir=options.data_dir)
     models = []
     for directory in options.runs:

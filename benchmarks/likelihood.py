@@ -16,7 +16,7 @@ import numpy as np
 import tyro
 
 from benchmarks import kept, report
-from benchmarks.training import train
+from benchmarks.trained import train
 from genjax.training.data import Scaling, toys
 
 NUM = 40_000
@@ -61,7 +61,7 @@ def score(log_density: Any, scaling: Scaling, points: np.ndarray, *, parts: int)
 
 def main() -> None:
     """Measure what is not there yet and write the table."""
-    options = tyro.cli(Options)
+    options = tyro.cli(Options, description=__doc__)
     rows = []
     for data_name in options.data:
         for method_name in options.methods:

@@ -15,7 +15,7 @@ import numpy as np
 import tyro
 
 from benchmarks import kept, report
-from benchmarks.training import train
+from benchmarks.trained import train
 from genjax.drawing import draw, jitted_sample
 from genjax.metrics.modes import mode_coverage
 from genjax.training.data import toys
@@ -79,7 +79,7 @@ def _row(data_name: str, method_name: str, seed: str, run: dict[str, float]) -> 
 
 def main() -> None:
     """Measure what was asked for and is not there yet; the table has every run that is."""
-    options = tyro.cli(Options)
+    options = tyro.cli(Options, description=__doc__)
     for data_name in options.data:
         kept.keep("modes", f"{EXACT}/{data_name}/0", lambda d=data_name: exact(d, 0))
         for method_name in options.methods:

@@ -16,7 +16,7 @@ import numpy as np
 import tyro
 
 from benchmarks import kept, report
-from benchmarks.training import Trained, train
+from benchmarks.trained import Trained, train
 from genjax.drawing import draw, jitted_sample
 from genjax.methods import consistency
 from genjax.training.data import toys
@@ -81,7 +81,7 @@ def alone(data_name: str, seed: int) -> dict[str, Any]:
 
 def main() -> None:
     """Measure what is not there yet and write the table."""
-    options = tyro.cli(Options)
+    options = tyro.cli(Options, description=__doc__)
     rows = []
     for data_name in options.data:
         runs = []

@@ -16,7 +16,7 @@ import numpy as np
 import tyro
 
 from benchmarks import kept, report
-from benchmarks.training import train
+from benchmarks.trained import train
 from genjax.drawing import draw, jitted_sample
 from genjax.training.data import toys
 from genjax.transport import wasserstein
@@ -58,7 +58,7 @@ def fresh(data_name: str, seed: int) -> np.ndarray:
 
 def main() -> None:
     """Measure what is not there yet and write the table."""
-    options = tyro.cli(Options)
+    options = tyro.cli(Options, description=__doc__)
     rows = []
     for data_name in options.data:
         floors = [

@@ -1,50 +1,455 @@
-"""Training as `train.py` does it with a method's own defaults, for the benchmarks of quality."""
+"""What a training step costs: beside torch with the same network, beside torchcfm's loop, and of every family.
 
-import time
+    python -m benchmarks.training [--quick] [--networks mlp dit unet]
+
+The same step in both frameworks: flow matching on a straight path, the same parameters, batch and AdamW. The gradients of a
+given batch, noise and time are compared before anything is timed. Ours runs as the training loop does, many steps a dispatch
+but for convolutions. The floor is the gradient of the mean square of the bare network and a step along it, in the same loop.
+Each framework has a process of its own with all cores; they run in turn. Writes `benchmarks/results/training.json` and the
+tables of `benchmarks/README.md`.
+"""
+
+import dataclasses
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
+import numpy as np
+import tyro
 
-from genjax import runs
-from genjax.methods import METHODS
-from genjax.training import data, loop
-from genjax.training.data import Dataset
-from genjax.training.steps import adamw
-from genjax.typing import Method, OtherRun, State
+from benchmarks import kept, report, timing
+from benchmarks.sampling import text, torch_inputs
 
-
-class Trained(NamedTuple):
-    """A finished run: its method, its data, its state, and the seconds of training."""
-
-    method: Method
-    dataset: Dataset
-    state: State
-    seconds: float
+LEARNING_RATE, WEIGHT_DECAY = 1e-3, 1e-4
+STEPS = {"mlp": 50, "dit": 10, "unet": 1}
+"""Of one dispatch of ours."""
 
 
-def train(method_name: str, data_name: str, seed: int, *, config: Any = None, other: OtherRun | None = None) -> Trained:
-    """Train with everything as the method and the data choose it; a config and another run may be given."""
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Training steps."""
+
+    quick: bool = False
+    """fewer rounds, and no families: two minutes"""
+    networks: tuple[str, ...] = ("mlp", "dit", "unet")
+    """which networks"""
+
+
+def our_step(network: str, parameters: str, batch: int, steps: int) -> dict[str, Callable[[], Any]]:
+    """A dispatch of so many steps with the state donated, its floor, and the gradient of a given batch."""
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    from benchmarks import networks
+    from genjax import paths, predictions
+    from genjax.losses import denoising
+    from genjax.training import loop
+    from genjax.training.data import Scaling
+    from genjax.training.steps import from_loss, new_state
+    from genjax.typing import Batch, Method
+
+    net, params = networks.NETWORKS[network].net, networks.read(parameters)
+    options, path = networks.compiler_options(network), paths.linear()
+    x, t = (jnp.asarray(values) for values in networks.inputs(network, batch))
+    optimizer = optax.adamw(LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    kind = dict(path=path, predict=predictions.velocity)
+
+    def loss(params: Any, key: Any, batch: Any) -> Any:
+        return jnp.mean(denoising.denoising_loss(net.bind(params), key, batch.data, **kind)), {}
+
+    def given_loss(params: Any, x: Any, t: Any) -> Any:
+        return jnp.mean(denoising.denoising_error(net.bind(params), x, x[::-1], t, **kind))
+
+    def floor(params: Any, x: Any, t: Any) -> Any:
+        def one(params: Any, _: Any) -> Any:
+            gradient = jax.grad(lambda params: jnp.mean(net.apply(params, x, t) ** 2))(params)
+            return jax.tree.map(lambda value, slope: value - 1e-6 * slope, params, gradient), None
+
+        return one(params, None)[0] if steps == 1 else jax.lax.scan(one, params, None, steps)[0]
+
+    method = Method(lambda *_: None, from_loss(loss, optimizer), lambda *_: None, compiler_options=options)
+    dispatch = loop.make_dispatch(method, Scaling(0.0, 1.0, 0))
+    copy = jax.tree.map(jnp.copy, params)
+    state = [new_state(jax.random.key(0), copy, optimizer.init(copy))]
+    source, indices = Batch(x), np.tile(np.arange(batch, dtype=np.int32), (steps, 1))
+
+    def run() -> Any:
+        state[0], metrics = dispatch(state[0], source, indices)
+        return float(metrics["loss"])
+
+    floor_steps, gradient = (jax.jit(function, compiler_options=options) for function in (floor, jax.grad(given_loss)))
+    return {
+        "step": run,
+        "floor": lambda: floor_steps(params, x, t),
+        "gradient": lambda: norms(jax.device_get(gradient(params, x, t))),
+    }
+
+
+def torch_step(network: str, parameters: str, batch: int) -> dict[str, Callable[[], Any]]:
+    """The same step with torch, eager and compiled, and the gradient of the given batch."""
+    import torch
+
+    from benchmarks.torch_networks import NETWORKS, load
+
+    data, times = torch_inputs(network, batch)
+
+    def fresh() -> Any:
+        with np.load(parameters) as arrays:
+            return load(NETWORKS[network](), dict(arrays))
+
+    def loss_of(model: Any, x: Any, noise: Any, t: Any) -> Any:
+        at = t.view(-1, *(1,) * (x.ndim - 1))
+        return torch.nn.functional.mse_loss(model(at * x + (1 - at) * noise, t), x - noise)
+
+    def stepping(net: Any, model: Any) -> Callable[[], Any]:
+        optimizer = torch.optim.AdamW(net.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
+
+        def run() -> Any:
+            optimizer.zero_grad()
+            loss = loss_of(model, data, torch.randn_like(data), torch.rand(batch))
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        return run
+
+    def gradient() -> Any:
+        net = fresh()
+        loss_of(net, data, data.flip(0), times).backward()
+        return norms({name: value.grad.numpy() for name, value in net.named_parameters()})
+
+    eager, compiled = fresh(), fresh()
+    return {
+        "eager": stepping(eager, eager),
+        "compiled": stepping(compiled, torch.compile(compiled)),
+        "gradient": gradient,
+    }
+
+
+def norms(gradient: Any, prefix: str = "") -> dict[str, float]:
+    """The norm of each array of a gradient, by the name that torch gives it."""
+    if not isinstance(gradient, dict):
+        *parents, leaf = prefix.split(".")
+        leaf = {"kernel": "weight", "gain": "weight", "shift": "bias"}.get(leaf, leaf)
+        return {".".join([*parents, leaf]): float(np.linalg.norm(gradient))}
+    found: dict[str, float] = {}
+    for name, part in gradient.items():
+        found |= norms(part, f"{prefix}.{name}" if prefix else name)
+    return found
+
+
+LOOP_STEPS, LOOP_BATCH, DISPATCH, LOOP_SIGMA = 200, 256, 50, 0.1
+"""torchcfm's tutorial: eight Gaussians to moons, Adam, batches of 256."""
+
+
+def our_loop(parameters: str, coupling: str) -> dict[str, Callable[[], Any]]:
+    """Flow matching as `train.py` runs it: 200 steps, 50 a dispatch, the loss read once a dispatch."""
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    from benchmarks import networks
+    from genjax import couplings, paths, predictions, times
+    from genjax.losses import denoising
+    from genjax.methods import path_models
+    from genjax.training import loop
+    from genjax.training.data import batch_indices, toys
+
+    dataset, source = toys.toy("moons"), toys.toy("eight_gaussians")
+    starts, path = jnp.asarray(source.scaling.to_model(source.train.data)), paths.linear(LOOP_SIGMA)
+
+    def draw(keys: Any) -> Any:
+        return starts[jax.vmap(lambda key: jax.random.randint(key, (), 0, len(starts)))(keys)]
+
+    method = path_models.build(
+        networks.NETWORKS["mlp-64"].net,
+        optax.adam(LEARNING_RATE),
+        examples=dataset.examples,
+        num_classes=0,
+        path=path,
+        predict=predictions.velocity,
+        error=predictions.velocity,
+        weighting=denoising.uniform,
+        density=times.uniform_density(path),
+        knots=lambda steps: path_models.uniform_knots(path, predictions.velocity, steps),
+        default_sampler="euler",
+        default_steps=100,
+        first_order_end=False,
+        ema_decay=0.999,
+        label_dropout=0.0,
+        compiler_options=None,
+        source=draw,
+        coupling={
+            "independent": None,
+            "optimal": couplings.optimal,
+            "entropic": couplings.entropic(0.05, relative=True),
+        }[coupling],
+    )
+    data = jax.tree.map(jnp.asarray, dataset.train)
+    dispatch = loop.make_dispatch(method, dataset.scaling)
+    state = [method.init(jax.random.key(0), loop.example_batch(dataset))]
+
+    def run() -> Any:
+        for _ in range(LOOP_STEPS // DISPATCH):
+            indices = batch_indices(0, int(state[0].step), DISPATCH, LOOP_BATCH, len(data.data))
+            state[0], metrics = dispatch(state[0], data, indices)
+            loss = float(metrics["loss"])
+        return loss
+
+    return {"loop": run}
+
+
+def torchcfm_loop(coupling: str) -> dict[str, Callable[[], Any]]:
+    """200 steps of the loop of torchcfm's tutorial, fresh points each step."""
+    import torch
+    from torchcfm import conditional_flow_matching as cfm
+    from torchcfm.models.models import MLP
+    from torchcfm.utils import sample_8gaussians, sample_moons
+
+    matcher = {
+        "independent": cfm.ConditionalFlowMatcher,
+        "optimal": cfm.ExactOptimalTransportConditionalFlowMatcher,
+        "entropic": cfm.SchrodingerBridgeConditionalFlowMatcher,
+    }[coupling](sigma=LOOP_SIGMA)
+    model = MLP(dim=2, time_varying=True, w=64)
+    optimizer = torch.optim.Adam(model.parameters())
+
+    def run() -> Any:
+        for _ in range(LOOP_STEPS):
+            optimizer.zero_grad()
+            source, data = sample_8gaussians(LOOP_BATCH), sample_moons(LOOP_BATCH)
+            t, x_t, velocity = matcher.sample_location_and_conditional_flow(source, data)
+            loss = torch.mean((model(torch.cat([x_t, t[:, None]], dim=-1)) - velocity) ** 2)
+            loss.backward()
+            optimizer.step()
+        return loss
+
+    return {"loop": run}
+
+
+def family(method_name: str, data_name: str) -> dict[str, Callable[[], Any]]:
+    """A dispatch of a method with its defaults; and what its state and its compiled step take of memory."""
+    import jax
+    import jax.numpy as jnp
+
+    from genjax.methods import METHODS
+    from genjax.training import data, loop
+    from genjax.training.data import batch_indices
+    from genjax.training.steps import adamw
+
     module: Any = METHODS[method_name]
     dataset = data.load(data_name)
     recommended = module.recommended(dataset.examples)
     optimizer = adamw(
-        recommended.learning_rate,
-        recommended.steps,
-        warmup=min(recommended.steps // 20, 1000),
-        b1=recommended.b1,
-        b2=recommended.b2,
-        clip_update=recommended.clip_update,
+        recommended.learning_rate, recommended.steps, b1=recommended.b1, clip_update=recommended.clip_update
     )
-    config = module.Config() if config is None else config
-    method = module.build(config, optimizer, dataset.examples, *runs.accepts(module, other))
-    start = time.perf_counter()
-    state = loop.fit(
-        method,
-        dataset,
-        seed,
-        steps=recommended.steps,
-        batch_size=recommended.batch_size,
-        steps_per_dispatch=recommended.steps_per_dispatch,
+    method = module.build(module.Config(), optimizer, dataset.examples)
+    source = jax.tree.map(jnp.asarray, dataset.train)
+    count = recommended.steps_per_dispatch
+    dispatch = loop.make_dispatch(method, dataset.scaling)
+    state = [method.init(jax.random.key(0), loop.example_batch(dataset))]
+    indices = batch_indices(0, 0, count, recommended.batch_size, len(source.data))
+    memory: list[Any] = []
+
+    def run() -> Any:
+        state[0], metrics = dispatch(state[0], source, indices)
+        return jax.device_get(metrics)
+
+    def facts() -> Any:
+        if not memory:
+            compiled = dispatch.lower(state[0], source, indices).compile()
+            cost, analysis = compiled.cost_analysis(), compiled.memory_analysis()
+            size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state[0]))
+            memory.append(
+                [count, recommended.batch_size, size, analysis.alias_size_in_bytes, analysis.temp_size_in_bytes]
+            )
+            memory[0].append(cost.get("flops", 0.0))
+        return memory[0]
+
+    return {"dispatch": run, "facts": facts}
+
+
+class Row(NamedTuple):
+    """A training step beside torch's."""
+
+    network: str
+    batch: int
+    target: float
+    """the most of torch's time that is aimed at"""
+
+
+ROWS = (
+    Row("mlp", 1, 0.10),
+    Row("mlp", 1024, 0.80),
+    Row("dit", 1, 0.60),
+    Row("dit", 16, 1.00),
+    Row("unet", 16, 1.00),
+)
+LOOPS = {"independent": 0.20, "optimal": 0.90, "entropic": None}
+GRADIENT_TOLERANCE = 1e-5
+
+
+def beside_torch(networks: tuple[str, ...], files: dict[str, str], rounds: int) -> list[dict[str, Any]]:
+    """The cases of `ROWS`."""
+    found = []
+    for row in (row for row in ROWS if row.network in networks):
+        arguments = dict(network=row.network, parameters=files[row.network], batch=row.batch)
+        steps = STEPS[row.network]
+        builds = {
+            "ours": ("benchmarks.training:our_step", {**arguments, "steps": steps}),
+            "torch": ("benchmarks.training:torch_step", arguments),
+        }
+        with timing.workers(**builds) as made:
+            worker, peer = made["ours"], made["torch"]
+            assert worker is not None
+            calls = [(worker, "step"), (worker, "floor")]
+            if peer is not None:
+                timing.check_equal(
+                    worker.output("gradient"), peer.output("gradient"), f"gradient of {row.network}", GRADIENT_TOLERANCE
+                )
+                calls += [(peer, "eager"), (peer, "compiled")]
+            ours, floor, *theirs = timing.alternate_workers(calls, rounds=rounds)
+            found.append(
+                {
+                    **row._asdict(),
+                    "ours_ms": 1e3 * timing.summary(ours).median / steps,
+                    "over_floor": timing.ratio(ours, floor),
+                    "of_eager": timing.ratio(ours / steps, theirs[0]) if theirs else None,
+                    "of_compiled": timing.ratio(ours / steps, theirs[1]) if theirs else None,
+                    "first_s": worker.first["step"],
+                    "peak_mib": worker.peak_mebibytes(),
+                    "torch_peak_mib": peer.peak_mebibytes() if peer is not None else None,
+                }
+            )
+        print(found[-1], flush=True)
+    return found
+
+
+def beside_torchcfm(file: str, rounds: int) -> list[dict[str, Any]]:
+    """Whole loops on 2-D points."""
+    found = []
+    for coupling, target in LOOPS.items():
+        builds = {
+            "ours": ("benchmarks.training:our_loop", dict(parameters=file, coupling=coupling)),
+            "torchcfm": ("benchmarks.training:torchcfm_loop", dict(coupling=coupling)),
+        }
+        with timing.workers(**builds) as made:
+            worker, peer = made["ours"], made["torchcfm"]
+            if worker is None or peer is None:
+                return found
+            ours, theirs = timing.alternate_workers([(worker, "loop"), (peer, "loop")], rounds=rounds)
+        ms = 1e3 * timing.summary(ours).median / LOOP_STEPS
+        found.append({"coupling": coupling, "target": target, "ours_ms": ms, "ratio": timing.ratio(ours, theirs)})
+        print(found[-1], flush=True)
+    return found
+
+
+IMAGES_ONLY = ("pixelcnn",)
+NEEDS_ANOTHER_RUN = ("latent-diffusion",)
+POINTS_ONLY = ("cnf",)
+
+
+def families(rounds: int) -> list[dict[str, Any]]:
+    """Every method with its defaults, on points and on digits."""
+    from genjax.methods import METHODS
+
+    found = []
+    for data_name in ("moons", "digits"):
+        left_out = (IMAGES_ONLY if data_name == "moons" else POINTS_ONLY) + NEEDS_ANOTHER_RUN
+        for method_name in (name for name in METHODS if name not in left_out):
+            arguments = dict(method_name=method_name, data_name=data_name)
+            with timing.workers(ours=("benchmarks.training:family", arguments)) as made:
+                worker = made["ours"]
+                assert worker is not None
+                seconds = timing.alternate_workers([(worker, "dispatch")], rounds=rounds)[0]
+                count, batch, state, aliased, temporary, flops = (float(value) for value in worker.output("facts"))
+            per_step = timing.summary(seconds / count)
+            found.append(
+                {
+                    "method": method_name,
+                    "data": data_name,
+                    "batch": int(batch),
+                    "step_ms": [1e3 * value for value in per_step],
+                    "first_s": worker.first["dispatch"],
+                    "state_mib": state / 2**20,
+                    "donated": aliased / state,
+                    "temporary_mib": temporary / 2**20,
+                    "gflop_per_step": flops / 1e9,
+                }
+            )
+            print(found[-1], flush=True)
+    return found
+
+
+def write(found: dict[str, Any]) -> None:
+    """The tables."""
+    header = ["network", "batch", "ours", "of torch's time", "aim", "of torch's, compiled", "ours / floor", "first run"]
+    report.write_table(
+        "training",
+        [*header, "most memory, ours and torch"],
+        [
+            [
+                row["network"],
+                str(row["batch"]),
+                f"{row['ours_ms']:.3g} ms",
+                text(row["of_eager"]),
+                f"{row['target']:.2g}",
+                text(row["of_compiled"]),
+                text(row["over_floor"]),
+                f"{row['first_s']:.2g} s",
+                " and ".join(f"{row[name]:.0f} MiB" for name in ("peak_mib", "torch_peak_mib") if row[name]),
+            ]
+            for row in found["torch"]
+        ],
     )
-    jax.block_until_ready(state)
-    return Trained(method, dataset, state, time.perf_counter() - start)
+    report.write_table(
+        "loops",
+        ["coupling", "ours, a step", "of torchcfm's time", "aim"],
+        [
+            [row["coupling"], f"{row['ours_ms']:.3g} ms", text(row["ratio"]), f"{row['target'] or ''}"]
+            for row in found["torchcfm"]
+        ],
+    )
+    report.write_table(
+        "families",
+        ["data", "method", "batch", "a step", "first run", "state", "of it donated", "temporary memory"],
+        [
+            [
+                row["data"],
+                row["method"],
+                str(row["batch"]),
+                f"{row['step_ms'][0]:.3g} ms",
+                f"{row['first_s']:.2g} s",
+                f"{row['state_mib']:.2f} MiB",
+                f"{100 * row['donated']:.0f} %",
+                f"{row['temporary_mib']:.2f} MiB",
+            ]
+            for row in found["families"]
+        ],
+    )
+
+
+def main() -> None:
+    """Measure, and write what was found."""
+    from benchmarks import networks
+
+    options = tyro.cli(Options, description=__doc__)
+    rounds = 3 if options.quick else 9
+    with tempfile.TemporaryDirectory() as folder:
+        files = {name: str(Path(folder) / f"{name}.npz") for name in (*options.networks, "mlp-64")}
+        for name, file in files.items():
+            networks.save(name, Path(file))
+        found = {
+            "torch": beside_torch(options.networks, files, rounds),
+            "torchcfm": beside_torchcfm(files["mlp-64"], rounds),
+        }
+    if not options.quick:
+        found["families"] = families(rounds)
+        kept.write("training", found)
+        write(found)
+
+
+if __name__ == "__main__":
+    main()

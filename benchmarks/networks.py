@@ -1,0 +1,72 @@
+"""The networks that are timed, with parameters that both frameworks read from one file."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from genjax.networks.dit import dit
+from genjax.networks.mlp import mlp
+from genjax.networks.unet import unet
+from genjax.training import compilation
+from genjax.typing import Net
+
+
+class Timed(NamedTuple):
+    """A network, the shape of an example, and whether convolutions are most of it."""
+
+    title: str
+    net: Net
+    event_shape: tuple[int, ...]
+    convolutional: bool
+
+
+NETWORKS = {
+    "mlp": Timed("2-D MLP 3x256", mlp((256, 256, 256)), (2,), False),
+    "mlp-64": Timed("2-D MLP 3x64", mlp((64, 64, 64), activation=jax.nn.selu, time_features=0), (2,), False),
+    "unet": Timed("U-Net 28x28, base 32", unet(), (28, 28, 1), True),
+    "dit": Timed("DiT 28x28, patch 4, width 256, depth 6", dit(), (28, 28, 1), False),
+}
+
+
+def compiler_options(name: str) -> dict[str, str] | None:
+    """As the methods choose them."""
+    return compilation.convolution_options() if NETWORKS[name].convolutional else None
+
+
+def inputs(name: str, batch: int) -> tuple[np.ndarray, np.ndarray]:
+    """The same everywhere: x of N(0, 1) and t uniform."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((batch, *NETWORKS[name].event_shape), np.float32)
+    return x, rng.random(batch, np.float32)
+
+
+def initialised(name: str) -> Any:
+    """Parameters; what starts at 0 is N(0, 0.02^2) instead, so that the network is no constant."""
+    x, t = inputs(name, 1)
+    params = NETWORKS[name].net.init(jax.random.key(0), jnp.asarray(x), jnp.asarray(t))
+    rng = np.random.default_rng(1)
+    return jax.tree.map(
+        lambda leaf: leaf if np.any(leaf) else jnp.asarray(0.02 * rng.standard_normal(leaf.shape), leaf.dtype), params
+    )
+
+
+def save(name: str, file: Path) -> None:
+    """The parameters by path."""
+    leaves = jax.tree_util.tree_flatten_with_path(initialised(name))[0]
+    np.savez(file, **{"/".join(part.key for part in path): np.asarray(leaf) for path, leaf in leaves})
+
+
+def read(file: str) -> Any:
+    """The nested parameters of a file of `save`."""
+    params: dict[str, Any] = {}
+    with np.load(file) as arrays:
+        for path in arrays.files:
+            *parents, leaf = path.split("/")
+            branch = params
+            for parent in parents:
+                branch = branch.setdefault(parent, {})
+            branch[leaf] = jnp.asarray(arrays[path])
+    return params

@@ -1,0 +1,200 @@
+"""How the cost of sampling grows: with steps, batch, dimension and virtual devices.
+
+    python -m benchmarks.scaling [--quick]
+
+Times of `sample` with DDPM's steps, in turn, and the exponent that a line through their logarithms has. The dimension is that of
+events under a denoiser that costs almost nothing, so it is the sampler's own. On virtual devices the batch is split between them;
+they share the same cores. Writes `benchmarks/results/scaling.json`, the table of `benchmarks/README.md` and a figure.
+"""
+
+import dataclasses
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tyro
+
+from benchmarks import kept, report, timing
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Exponents of time."""
+
+    quick: bool = False
+    """fewer rounds: two minutes"""
+
+
+class Sweep(NamedTuple):
+    """One thing varied, the others fixed."""
+
+    network: str
+    over: str
+    values: tuple[int, ...]
+    steps: int
+    batch: int
+
+
+SWEEPS = (
+    Sweep("mlp", "steps", (25, 50, 100, 200, 400), 0, 1024),
+    Sweep("unet", "steps", (5, 10, 20, 40), 0, 16),
+    Sweep("dit", "steps", (5, 10, 20, 40), 0, 16),
+    Sweep("mlp", "batch", (512, 1024, 2048, 4096, 8192), 50, 0),
+    Sweep("unet", "batch", (8, 16, 32, 64), 4, 0),
+    Sweep("dit", "batch", (8, 16, 32, 64), 4, 0),
+    Sweep("none", "dimension", (2**14, 2**15, 2**16, 2**17), 20, 16),
+)
+DEVICES = (1, 2, 4)
+
+
+def sampling(sweep: dict[str, Any], parameters: str | None) -> dict[str, Callable[[], Any]]:
+    """A run for each value of a sweep, named by it."""
+    import jax
+    import jax.numpy as jnp
+
+    from benchmarks import networks
+    from genjax import paths, predictions, samplers, times
+
+    path, over = paths.ddpm(paths.linear_betas(1000)), sweep["over"]
+    net = networks.NETWORKS[sweep["network"]].net if parameters else None
+    params = networks.read(parameters) if parameters else None
+    options = networks.compiler_options(sweep["network"]) if parameters else None
+
+    def run(params: Any, key: Any, x: Any, knots: Any) -> Any:
+        model = net.bind(params) if net is not None else lambda x, t: 0.5 * x
+        return samplers.sample(samplers.ddpm(), predictions.denoiser(model, path, predictions.noise), key, x, knots)
+
+    def of(value: int) -> Callable[[], Any]:
+        chosen = {**sweep, over: value}
+        knots = paths.knots(path, times.discrete(times.trailing_indices(1000, chosen["steps"]), 1000))
+        if net is None:
+            x = jnp.asarray(
+                np.random.default_rng(0).standard_normal((chosen["batch"], chosen["dimension"]), np.float32)
+            )
+        else:
+            x = jnp.asarray(networks.inputs(sweep["network"], chosen["batch"])[0])
+        compiled = jax.jit(run, compiler_options=options)
+        return lambda: compiled(params, jax.random.key(0), x, knots)
+
+    return {str(value): of(value) for value in sweep["values"]}
+
+
+def on_devices(devices: int, parameters: str) -> dict[str, Callable[[], Any]]:
+    """The U-Net, 64 images, split between virtual devices."""
+    import os
+
+    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+    import jax
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    from benchmarks import networks
+    from genjax import arrays, paths, predictions, samplers, times
+
+    path, net = paths.ddpm(paths.linear_betas(1000)), networks.NETWORKS["unet"].net
+    mesh = jax.make_mesh((devices,), ("batch",))
+    split, whole = NamedSharding(mesh, PartitionSpec("batch")), NamedSharding(mesh, PartitionSpec())
+    params = jax.device_put(networks.read(parameters), whole)
+    x = jax.device_put(networks.inputs("unet", 64)[0], split)
+    keys = jax.device_put(arrays.example_keys(jax.random.key(0), 64), split)
+    knots = jax.device_put(paths.knots(path, times.discrete(times.trailing_indices(1000, 4), 1000)), whole)
+
+    def run(params: Any, keys: Any, x: Any, knots: Any) -> Any:
+        denoise = predictions.denoiser(net.bind(params), path, predictions.noise)
+        return samplers.sample(samplers.ddpm(), denoise, keys, x, knots)
+
+    compiled = jax.jit(run, compiler_options=networks.compiler_options("unet"))
+    return {"sample": lambda: compiled(params, keys, x, knots)}
+
+
+def exponent(values: tuple[int, ...], seconds: np.ndarray) -> timing.Timing:
+    """Of the power law through `seconds [values, rounds]`, fitted round by round."""
+    slopes = np.polyfit(np.log(values), np.log(seconds), 1)[0]
+    return timing.summary(slopes)
+
+
+def measure(rounds: int, sweeps: tuple[Sweep, ...]) -> dict[str, Any]:
+    """Every sweep, and the devices."""
+    from benchmarks import networks
+
+    found: dict[str, Any] = {"sweeps": []}
+    with tempfile.TemporaryDirectory() as folder:
+        files: dict[str, str | None] = {"none": None}
+        for name in ("mlp", "unet", "dit"):
+            files[name] = str(Path(folder) / f"{name}.npz")
+            networks.save(name, Path(files[name] or ""))
+        for sweep in sweeps:
+            arguments = dict(sweep={**sweep._asdict(), "dimension": 0}, parameters=files[sweep.network])
+            with timing.workers(ours=("benchmarks.scaling:sampling", arguments)) as made:
+                worker = made["ours"]
+                assert worker is not None
+                seconds = timing.alternate_workers([(worker, str(value)) for value in sweep.values], rounds=rounds)
+            found["sweeps"].append(
+                {
+                    **sweep._asdict(),
+                    "exponent": exponent(sweep.values, np.array(seconds)),
+                    "seconds": [timing.summary(values).median for values in seconds],
+                }
+            )
+            print(found["sweeps"][-1], flush=True)
+        builds = {
+            str(count): ("benchmarks.scaling:on_devices", dict(devices=count, parameters=files["unet"]))
+            for count in DEVICES
+        }
+        with timing.workers(**builds) as made:
+            calls = [(worker, "sample") for worker in made.values() if worker is not None]
+            one, *more = timing.alternate_workers(calls, rounds=rounds)
+            ratios = zip(DEVICES[1:], more, strict=True)
+            found["devices"] = {str(count): timing.ratio(seconds, one) for count, seconds in ratios}
+    return found
+
+
+def write(found: dict[str, Any]) -> None:
+    """The table and the figure."""
+    from matplotlib.figure import Figure
+
+    rows = [
+        [
+            row["network"],
+            row["over"],
+            f"{row['values'][0]} to {row['values'][-1]}",
+            f"{timing.Timing(*row['exponent']):.3f}",
+            f"{1e3 * row['seconds'][0]:.3g} to {1e3 * row['seconds'][-1]:.3g} ms",
+        ]
+        for row in found["sweeps"]
+    ]
+    rows += [
+        ["unet", f"{count} virtual devices over one", "64 images", f"{timing.Timing(*ratio):.3f}", ""]
+        for count, ratio in found["devices"].items()
+    ]
+    report.write_table("scaling", ["network", "over", "range", "exponent, or ratio", "time"], rows)
+    figure = Figure(figsize=(9.0, 3.4), layout="constrained")
+    for axes, over in zip(figure.subplots(1, 3), ("steps", "batch", "dimension"), strict=True):
+        for number, row in enumerate(row for row in found["sweeps"] if row["over"] == over):
+            label = (
+                f"{row['network']}: {row['exponent'][0]:.2f}"
+                if row["network"] != "none"
+                else f"{row['exponent'][0]:.2f}"
+            )
+            axes.loglog(row["values"], row["seconds"], marker="osD"[number], markersize=4, label=label)
+        axes.set_xlabel(over)
+        axes.grid(visible=True, color="#e5e5e5")
+        axes.legend(frameon=False, title="exponent")
+    figure.axes[0].set_ylabel("seconds")
+    figure.savefig(report.README.parents[1] / "docs" / "images" / "scaling.png", dpi=120)
+
+
+def main() -> None:
+    """Measure, and write the table."""
+    options = tyro.cli(Options, description=__doc__)
+    sweeps = tuple(sweep for sweep in SWEEPS if not options.quick or sweep.network in ("mlp", "none"))
+    found = measure(3 if options.quick else 7, sweeps)
+    print(found["devices"], flush=True)
+    if not options.quick:
+        kept.write("scaling", found)
+        write(found)
+
+
+if __name__ == "__main__":
+    main()
