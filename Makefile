@@ -17,7 +17,7 @@ demo: $(VENV)/installed
 	$(PYTHON) sample.py runs/demo --guidance 2
 
 test: $(VENV)/installed-dev
-	$(PYTHON) -m pytest -n auto --maxprocesses $(MAX_WORKERS)
+	$(PYTHON) -m pytest -n auto --maxprocesses $(MAX_WORKERS) --dist loadfile
 
 lint: $(VENV)/installed-dev
 	$(PYTHON) -m ruff check .

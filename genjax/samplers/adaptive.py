@@ -44,7 +44,8 @@ def sample_adaptively(
         path: whose clock the denoiser is told.
         start: default `path.t_noise`. The denoiser is called there: noise and score need a time with alpha > 0.
         stop: default `path.t_data`. It is called there too: data needs a time with sigma > 0.
-        solver: tolerance, steps and `method`, an explicit Runge-Kutta method of diffrax; default `Solver()`, `Tsit5`.
+        solver: tolerance, steps and `method`, any explicit Runge-Kutta method of diffrax or its ReversibleHeun; default `Solver()`,
+            `Tsit5`. How often an implicit one calls depends on its iterations, which diffrax does not tell.
         throw: False where failure is to be NaN, all of the batch, instead of raised.
 
     Returns:
@@ -84,11 +85,15 @@ def sample_adaptively(
 
 
 def _calls(solver: Solver, steps: Array) -> Array:
-    """Of so many steps of an explicit Runge-Kutta method; one that is first same as last begins with one more."""
+    """Of so many steps of an explicit method; one whose first call is the last one of the step before begins with one more."""
     import diffrax
 
     method = solver.method or diffrax.Tsit5()
+    if isinstance(method, diffrax.ReversibleHeun):
+        return steps + 1
     if not isinstance(method, diffrax.AbstractERK):
-        raise ValueError(f"{method}: expected an explicit Runge-Kutta method of diffrax, whose calls can be counted")
+        raise ValueError(
+            f"{method}: expected an explicit Runge-Kutta method of diffrax or ReversibleHeun, whose calls can be counted"
+        )
     tableau: Any = method.tableau
     return steps * (tableau.num_stages - tableau.fsal) + tableau.fsal

@@ -37,7 +37,11 @@ def test_a_gaussian_is_carried_as_its_flow_carries_it(float64, name):
     np.testing.assert_allclose(jax.jit(solve)(x).x, last / first * x, rtol=1e-6)
 
 
-@pytest.mark.parametrize("method", [None, diffrax.Heun(), diffrax.Dopri8()], ids=["default", "heun", "dopri8"])
+@pytest.mark.parametrize(
+    "method",
+    [None, diffrax.Heun(), diffrax.Dopri8(), diffrax.ReversibleHeun()],
+    ids=["default", "heun", "dopri8", "reversible heun"],
+)
 def test_the_calls_are_those_that_were_made(method):
     made, exact = [], oracles.denoiser(gaussian())
 
