@@ -39,6 +39,11 @@ def points(num: int, dimension: int) -> tuple[np.ndarray, np.ndarray]:
     return rng.standard_normal((num, dimension), np.float32), data.astype(np.float32)
 
 
+def squared_distances(x: Any, y: Any) -> Any:
+    """`[n, n]` of JAX arrays."""
+    return (x**2).sum(axis=1)[:, None] + (y**2).sum(axis=1)[None] - 2 * x @ y.T
+
+
 def deviation(plan: np.ndarray) -> float:
     """Of both marginals, in total."""
     num = len(plan)
@@ -57,7 +62,7 @@ def ours(num: int, dimension: int) -> dict[str, Callable[[], Any]]:
 
     @jax.jit
     def plan(noise: Any, data: Any) -> Any:
-        costs = couplings._squared_distances(data, noise)
+        costs = squared_distances(data, noise)
         solved = transport.sinkhorn(
             costs, regularisation=REGULARISATION * jnp.mean(costs), tolerance=TOLERANCE, max_iterations=ITERATIONS
         )
@@ -123,9 +128,7 @@ def with_ott(num: int, dimension: int) -> dict[str, Callable[[], Any]]:
 
     @jax.jit
     def plan(noise: Any, data: Any) -> Any:
-        costs = jnp.sum((data[:, None] - noise[None]) ** 2, axis=-1) if dimension < 16 else None
-        mean = jnp.mean(costs) if costs is not None else jnp.mean(pointcloud.PointCloud(data, noise).cost_matrix)
-        geometry = pointcloud.PointCloud(data, noise, epsilon=REGULARISATION * mean)
+        geometry = pointcloud.PointCloud(data, noise, epsilon=REGULARISATION * jnp.mean(squared_distances(data, noise)))
         matrix = solver(linear_problem.LinearProblem(geometry)).matrix
         return matrix, jnp.sum(matrix * geometry.cost_matrix)
 
