@@ -76,8 +76,9 @@ def _train(name: str, module: Any, config: Any, options: Any) -> int:
 
     opened = runs.open_other(module, config, dataset, _note)
     other_description, other = opened or (None, None)
-    config = module.resolve(config, dataset.examples, *runs.accepts(module, other))
     options = _resolve(options, module.recommended(dataset.examples), dataset.name)
+    config = module.for_steps(config, options.steps) if hasattr(module, "for_steps") else config
+    config = module.resolve(config, dataset.examples, *runs.accepts(module, other))
     cli.use_compilation_cache()
     description = runs.describe(name, config, options, dataset, other_description)
     method = module.build(config, runs.optimizer_of(options), dataset.examples, *runs.accepts(module, other))

@@ -137,6 +137,21 @@ def test_every_path_and_prediction_can_be_sampled_by_every_kind_of_sampler(tmp_p
         assert np.isfinite(samples).all()
 
 
+@pytest.mark.parametrize(
+    ("method", "name", "value"),
+    [("rectified-flow", "round_steps", 20), ("consistency", "growth_steps", 40), ("gan", "penalty_decay_steps", 40)],
+)
+def test_schedules_span_the_steps_of_the_run(tmp_path, monkeypatch, method, name, value):
+    monkeypatch.setattr(cli_train, "_Training", lambda *_: _NoTraining())
+    assert train(method, "--data", "moons", "--steps", 40, "--out", tmp_path / "run") == 0
+    assert read_config(tmp_path / "run")["config"][name] == value
+
+
+class _NoTraining:
+    def run(self, **_):
+        return 0
+
+
 def test_samples_depend_on_the_seed_and_not_on_their_number_or_batches(runs, tmp_path):
     def drawn(*options):
         assert sample(runs / "points", "--steps", 4, "--out", tmp_path, *options) == 0

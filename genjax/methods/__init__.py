@@ -5,6 +5,8 @@
 - `resolve(config, examples)`: the config with every default chosen; refuses what cannot work.
 - `build(config, optimizer, examples)`: the `Method`.
 
+One with schedules that span the training also has `for_steps(config, steps)`: the config for a training of so many steps.
+
 `METHODS` is the dict that the scripts look a name up in.
 """
 

@@ -27,7 +27,7 @@ from genjax.errors import UsageError
 from genjax.losses import consistency as losses
 from genjax.losses import consistency_grids as grids
 from genjax.methods import labels, network_options, path_models
-from genjax.methods.network_options import ByData, NetworkOptions
+from genjax.methods.network_options import BySteps, NetworkOptions
 from genjax.methods.recommended import Recommended, for_path_models
 from genjax.training.steps import from_loss, new_state, with_ema
 from genjax.typing import Array, Batch, Examples, Key, Method, Metrics, Model, OtherRun, Params, State
@@ -66,7 +66,7 @@ class Config:
     """the noise level at which the model is the identity"""
     levels: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: by recipe)")] = None
     """intervals of the grid of noise levels, once it has grown"""
-    growth_steps: Annotated[int | None, ByData] = None
+    growth_steps: Annotated[int | None, BySteps] = None
     """training steps over which the grid gets finer; 1 for a fixed grid"""
     last_level: _NumberByData = None
     """the noise level from which the last of several calls starts"""
@@ -84,6 +84,11 @@ def recommended(examples: Examples) -> Recommended:
     if examples.are_images:
         return for_path_models(examples.event_shape)
     return Recommended(steps=20_000, batch_size=256, learning_rate=3e-3, steps_per_dispatch=100, clip_update=1.0)
+
+
+def for_steps(config: Config, steps: int) -> Config:
+    """`config` whose grid gets finer until the end of a training of `steps` steps, if nothing else is given."""
+    return config if config.growth_steps is not None else dataclasses.replace(config, growth_steps=steps)
 
 
 def resolve(config: Config, examples: Examples, other: OtherRun | None = None) -> Config:
@@ -122,7 +127,7 @@ def resolve(config: Config, examples: Examples, other: OtherRun | None = None) -
         sigma_max=sigma_max,
         levels=levels,
         last_level=last_level,
-        growth_steps=config.growth_steps or recommended(examples).steps,
+        growth_steps=for_steps(config, recommended(examples).steps).growth_steps,
         network=network_options.resolve(config.network, examples.event_shape),
     )
 

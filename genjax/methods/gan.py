@@ -18,6 +18,7 @@ from genjax.losses import adversarial
 from genjax.losses.adversarial import Critic
 from genjax.methods import adversarial_models
 from genjax.methods.adversarial_models import Players
+from genjax.methods.network_options import BySteps
 from genjax.methods.recommended import Recommended
 from genjax.typing import Array, Examples, Key, Method, Metrics, Params
 
@@ -37,7 +38,7 @@ class Config:
     """weight of the critic's squared slope at fakes"""
     penalty_decay: Annotated[float | None, adversarial_models.NumberByData] = None
     """factor by which both weights fall, geometrically ..."""
-    penalty_decay_steps: Annotated[int | None, adversarial_models.ByData] = None
+    penalty_decay_steps: Annotated[int | None, BySteps] = None
     """... in so many steps"""
     spectral: bool = False
     """divide the critic's kernels by their largest singular values"""
@@ -55,6 +56,11 @@ class Config:
 def recommended(examples: Examples) -> Recommended:
     """Training that gives a good result on such examples; one spike of the critic would upset the shares of the modes."""
     return adversarial_models.recommended(examples)._replace(clip_update=1.0)
+
+
+def for_steps(config: Config, steps: int) -> Config:
+    """`config` whose penalties fall until the end of a training of `steps` steps, if nothing else is given."""
+    return config if config.penalty_decay_steps is not None else dataclasses.replace(config, penalty_decay_steps=steps)
 
 
 def resolve(config: Config, examples: Examples) -> Config:
@@ -80,9 +86,7 @@ def resolve(config: Config, examples: Examples) -> Config:
         r1=1.0 if config.r1 is None else config.r1,
         r2=1.0 if config.r2 is None else config.r2,
         penalty_decay=decay if config.penalty_decay is None else config.penalty_decay,
-        penalty_decay_steps=recommended(examples).steps
-        if config.penalty_decay_steps is None
-        else config.penalty_decay_steps,
+        penalty_decay_steps=for_steps(config, recommended(examples).steps).penalty_decay_steps,
         generator_rate=generator_rate if config.generator_rate is None else config.generator_rate,
         players=dataclasses.replace(config.players, octaves=octaves),
     )

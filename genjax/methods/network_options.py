@@ -11,6 +11,7 @@ from genjax.training.compilation import convolution_options
 from genjax.typing import Examples, Net
 
 ByData = tyro.conf.arg(metavar="INT", help_behavior_hint="(default: by data)")
+BySteps = tyro.conf.arg(metavar="INT", help_behavior_hint="(default: by --steps)")
 
 
 @dataclasses.dataclass(frozen=True)

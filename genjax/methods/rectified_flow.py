@@ -21,7 +21,7 @@ from genjax.errors import UsageError
 from genjax.losses import denoising
 from genjax.losses.flow_matching import conditional_flow_matching_loss
 from genjax.methods import network_options, path_models
-from genjax.methods.network_options import ByData, NetworkOptions
+from genjax.methods.network_options import BySteps, NetworkOptions
 from genjax.methods.recommended import Recommended, for_path_models
 from genjax.training.steps import from_loss, step_key, with_ema
 from genjax.typing import Array, Batch, Examples, Key, Method, Metrics, Params, State
@@ -50,7 +50,7 @@ class Config:
 
     reflow: int = 1
     """rounds on the flow's own pairs, after the one on pairs by chance"""
-    round_steps: Annotated[int | None, ByData] = None
+    round_steps: Annotated[int | None, BySteps] = None
     """training steps of a round; the last one goes on to the end"""
     pair_steps: int = 16
     """Heun steps that make a pair"""
@@ -69,6 +69,22 @@ def recommended(examples: Examples) -> Recommended:
     return single._replace(steps=2 * single.steps)
 
 
+def for_steps(config: Config, steps: int) -> Config:
+    """`config` with rounds of equal length in a training of `steps` steps, if none is given.
+
+    Raises:
+        UsageError: training ends before the last round begins.
+    """
+    rounds = max(config.reflow, 0) + 1
+    round_steps = max(steps // rounds, 1) if config.round_steps is None else config.round_steps
+    if round_steps * (rounds - 1) >= steps:
+        raise UsageError(
+            f"--steps {steps} ends before the last of {rounds} rounds of {round_steps} steps begins: "
+            "give more --steps, fewer --round-steps or a lower --reflow"
+        )
+    return dataclasses.replace(config, round_steps=round_steps)
+
+
 def resolve(config: Config, examples: Examples) -> Config:
     """`config` with every default chosen.
 
@@ -84,7 +100,7 @@ def resolve(config: Config, examples: Examples) -> Config:
             raise UsageError(f"--{name.replace('_', '-')} is {value}; expected at least 1")
     return dataclasses.replace(
         config,
-        round_steps=config.round_steps or recommended(examples).steps // (config.reflow + 1),
+        round_steps=config.round_steps or for_steps(config, recommended(examples).steps).round_steps,
         network=network_options.resolve(config.network, examples.event_shape),
     )
 

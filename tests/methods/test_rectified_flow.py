@@ -103,6 +103,16 @@ def test_what_cannot_work_is_refused(options, told):
         rectified_flow.resolve(rectified_flow.Config(**options), Examples((2,)))
 
 
+def test_rounds_share_the_steps_of_a_run():
+    config = rectified_flow.Config(reflow=2)
+    assert rectified_flow.for_steps(config, 100).round_steps == 33
+    given = rectified_flow.Config(reflow=2, round_steps=40)
+    assert rectified_flow.for_steps(given, 100) == given
+    with pytest.raises(UsageError, match="--steps 80 ends before the last of 3 rounds of 40 steps begins"):
+        rectified_flow.for_steps(given, 80)
+    assert rectified_flow.resolve(rectified_flow.Config(round_steps=30_000), Examples((2,))).round_steps == 30_000
+
+
 def test_rounds_share_the_default_steps():
     for examples in (Examples((2,)), Examples((8, 8, 1))):
         config = rectified_flow.resolve(rectified_flow.Config(reflow=3), examples)
