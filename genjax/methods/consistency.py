@@ -164,7 +164,7 @@ def build(
         t = jnp.ones(batch.data.shape[:1], batch.data.dtype)
         params = net.init(net_key, batch.data, t, *(() if label is None else (label,)))
         if other is not None and _shares_its_network(other, params):
-            params = other.params()
+            params = jax.tree.map(jnp.copy, other.params())  # the state is donated, the teacher's arrays are not ours
         frozen = {"target": params if averaged else (), "teacher": () if other is None else other.params()}
         return new_state(run_key, params, optimizer.init(params), frozen=frozen)
 

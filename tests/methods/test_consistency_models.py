@@ -39,6 +39,17 @@ def trained_teacher(data_name, module=edm, **options):
     return OtherRun(module.__name__.rpartition(".")[2], method, num_classes, lambda: params)
 
 
+def test_training_leaves_the_teachers_arrays_alone():
+    """The state that is donated at each step starts as a copy of them."""
+    dataset, teacher = data.load("moons"), trained_teacher("moons", edm)
+    held = jax.tree.map(jnp.copy, teacher.params())
+    teacher = teacher._replace(params=lambda: held)
+    method = consistency.build(consistency.Config(network=TINY), adamw(1e-3, 4), dataset.examples, teacher)
+    loop.fit(method, dataset, 0, steps=4, batch_size=8, steps_per_dispatch=2, progress=False)
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(held))
+    assert equal(held, teacher.params())
+
+
 def exact_teacher(path, predict):
     """The exact model of N(0, STD^2 I) in the plane, by another path and prediction."""
     mix = oracles.mixture([1.0], jnp.zeros((1, 2)), [STD**2])
