@@ -31,7 +31,7 @@ class Options:
     """Training steps."""
 
     quick: bool = False
-    """fewer rounds, and no families: two minutes"""
+    """the MLP alone, fewer rounds, no families: two minutes"""
     networks: tuple[str, ...] = ("mlp", "dit", "unet")
     """which networks"""
 
@@ -437,12 +437,13 @@ def main() -> None:
 
     options = tyro.cli(Options, description=__doc__)
     rounds = 3 if options.quick else 9
+    chosen = ("mlp",) if options.quick else options.networks
     with tempfile.TemporaryDirectory() as folder:
-        files = {name: str(Path(folder) / f"{name}.npz") for name in (*options.networks, "mlp-64")}
+        files = {name: str(Path(folder) / f"{name}.npz") for name in (*chosen, "mlp-64")}
         for name, file in files.items():
             networks.save(name, Path(file))
         found = {
-            "torch": beside_torch(options.networks, files, rounds),
+            "torch": beside_torch(chosen, files, rounds),
             "torchcfm": beside_torchcfm(files["mlp-64"], rounds),
         }
     if not options.quick:
