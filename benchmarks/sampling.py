@@ -51,7 +51,7 @@ def ours(network: str, parameters: str, batch: int, calls: dict[str, int]) -> di
         return paths.knots(path, times.discrete(times.trailing_indices(TRAIN_STEPS, steps), TRAIN_STEPS))
 
     def sampling(name: str, count: int) -> Callable[[], Any]:
-        sampler = samplers.SAMPLERS[name](path, first_order_end=False)
+        sampler = samplers.SAMPLERS[name](path, first_order_end=True)
 
         def run(params: Any, key: Any, x: Any, knots: Any) -> Any:
             denoise = predictions.denoiser(net.bind(params), path, predictions.noise)
@@ -272,7 +272,7 @@ def over_floor(networks: tuple[str, ...], files: dict[str, str], rounds: int, qu
             calls = {
                 name: count
                 for name in names
-                if count % samplers.calls_per_step(samplers.SAMPLERS[name](path, first_order_end=False), (1, 2)) == 0
+                if count % samplers.calls_per_step(samplers.SAMPLERS[name](path, first_order_end=True), (1, 2)) == 0
             }
             arguments = dict(network=network, parameters=files[network], batch=batch, calls=calls)
             with timing.workers(ours=(OURS, arguments)) as made:
