@@ -9,9 +9,7 @@ Writes `benchmarks/results/losses.json` and the table of `benchmarks/README.md`.
 """
 
 import dataclasses
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -314,10 +312,8 @@ def main() -> None:
     from benchmarks import networks
 
     options = tyro.cli(Options, description=__doc__)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "mlp.npz"
-        networks.save("mlp", file)
-        found = measure(str(file), 3 if options.quick else 9)
+    with networks.saved("mlp") as files:
+        found = measure(files["mlp"], 3 if options.quick else 9)
     if not options.quick:
         kept.write("losses", found)
         report.write_table(

@@ -1,5 +1,8 @@
 """The networks that are timed, with parameters that both frameworks read from one file."""
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,14 +56,19 @@ def initialised(name: str) -> Any:
     )
 
 
-def save(name: str, file: Path) -> None:
-    """The parameters by path."""
-    leaves = jax.tree_util.tree_flatten_with_path(initialised(name))[0]
-    np.savez(file, **{"/".join(part.key for part in path): np.asarray(leaf) for path, leaf in leaves})
+@contextmanager
+def saved(*names: str) -> Iterator[dict[str, str]]:
+    """Files of the parameters of networks, by path within each, for as long as they are needed."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = {name: str(Path(folder) / f"{name}.npz") for name in names}
+        for name, file in files.items():
+            leaves = jax.tree_util.tree_flatten_with_path(initialised(name))[0]
+            np.savez(file, **{"/".join(part.key for part in path): np.asarray(leaf) for path, leaf in leaves})
+        yield files
 
 
 def read(file: str) -> Any:
-    """The nested parameters of a file of `save`."""
+    """The nested parameters of a file of `saved`."""
     params: dict[str, Any] = {}
     with np.load(file) as arrays:
         for path in arrays.files:

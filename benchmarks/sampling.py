@@ -9,7 +9,6 @@ what they compute is compared with ours before anything is timed. Writes `benchm
 """
 
 import dataclasses
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +31,20 @@ class Options:
     """the MLP alone, fewer rounds and samplers: two minutes"""
     networks: tuple[str, ...] = ("mlp", "unet", "dit")
     """which networks"""
+
+
+def bare_loop(net: Any, compiler_options: Any) -> Callable[..., Any]:
+    """`f(params, x, t [calls])`: the network on its own output, once a time."""
+    import jax
+    import jax.numpy as jnp
+
+    def run(params: Any, x: Any, t: Any) -> Any:
+        def body(x: Any, t: Any) -> tuple[Any, None]:
+            return net.apply(params, x, jnp.broadcast_to(t, x.shape[:1])), None
+
+        return jax.lax.scan(body, x, t)[0]
+
+    return jax.jit(run, compiler_options=compiler_options)
 
 
 def ours(network: str, parameters: str, batch: int, calls: dict[str, int]) -> dict[str, Callable[[], Any]]:
@@ -61,19 +74,14 @@ def ours(network: str, parameters: str, batch: int, calls: dict[str, int]) -> di
         compiled = jax.jit(run, compiler_options=options)
         return lambda: compiled(params, key, x, knots)
 
+    looped = bare_loop(net, options)
+
     def floor(count: int) -> Callable[[], Any]:
-        def run(params: Any, x: Any, t: Any) -> Any:
-            def body(x: Any, t: Any) -> tuple[Any, None]:
-                return net.apply(params, x, jnp.broadcast_to(t, x.shape[:1])), None
-
-            return jax.lax.scan(body, x, t)[0]
-
         t = grid(count).t[:-1]
-        compiled = jax.jit(run, compiler_options=options)
-        return lambda: compiled(params, x, t)
+        return lambda: looped(params, x, t)
 
     network_call = jax.jit(net.apply, compiler_options=options)
-    runs = {name: sampling(name.split("@")[0], count) for name, count in calls.items()}
+    runs = {name: sampling(name, count) for name, count in calls.items()}
     floors = {f"floor {count}": floor(count) for count in sorted(set(calls.values()))}
     return {**runs, **floors, "network": lambda: network_call(params, x, t)}
 
@@ -133,7 +141,7 @@ def diffusers_loops(network: str, parameters: str, batch: int, calls: dict[str, 
     compiled = torch.compile(net)
     found: dict[str, Callable[[], Any]] = {"network": torch.inference_mode()(lambda: net(x, t))}
     for kind, model in (("eager", net), ("compiled", compiled)):
-        found |= {f"{name} {kind}": loop(model, name.split("@")[0], steps) for name, steps in calls.items()}
+        found |= {f"{name} {kind}": loop(model, name, steps) for name, steps in calls.items()}
         found |= {f"floor {steps} {kind}": floor(model, steps) for steps in sorted(set(calls.values()))}
     return found
 
@@ -174,18 +182,12 @@ def our_flow(network: str, parameters: str, batch: int) -> dict[str, Callable[[]
     def adaptive(params: Any, x: Any) -> Any:
         return continuous_flows.flow_and_steps(net.bind(params), x, start=path.t_noise, stop=path.t_data, solver=solver)
 
-    @jax.jit
-    def floor(params: Any, x: Any, t: Any) -> Any:
-        def body(x: Any, t: Any) -> tuple[Any, None]:
-            return net.apply(params, x, jnp.broadcast_to(t, x.shape[:1])), None
-
-        return jax.lax.scan(body, x, t)[0]
-
-    knots, network_call = paths.knots(path, times.uniform(path, EULER_STEPS)), jax.jit(net.apply)
+    knots = paths.knots(path, times.uniform(path, EULER_STEPS))
+    network_call, looped = jax.jit(net.apply), bare_loop(net, None)
     return {
         "network": lambda: network_call(params, x, t),
         "euler": lambda: euler(params, x, knots),
-        "floor": lambda: floor(params, x, knots.t[:-1]),
+        "floor": lambda: looped(params, x, knots.t[:-1]),
         "dopri5": lambda: adaptive(params, x)[0],
         "dopri5 steps": lambda: adaptive(params, x)[1],
     }
@@ -478,10 +480,7 @@ def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     rounds = 3 if options.quick else 9
     chosen = ("mlp",) if options.quick else options.networks
-    with tempfile.TemporaryDirectory() as folder:
-        files = {name: str(Path(folder) / f"{name}.npz") for name in (*chosen, "mlp-64")}
-        for name, file in files.items():
-            networks.save(name, Path(file))
+    with networks.saved(*chosen, "mlp-64") as files:
         found = {
             "floor": over_floor(chosen, files, rounds, options.quick),
             "diffusers": beside_diffusers(chosen, files, rounds, options.quick),

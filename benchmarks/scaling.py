@@ -8,9 +8,7 @@ they share the same cores. Writes `benchmarks/results/scaling.json`, the table o
 """
 
 import dataclasses
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -119,13 +117,9 @@ def measure(rounds: int, sweeps: tuple[Sweep, ...]) -> dict[str, Any]:
     from benchmarks import networks
 
     found: dict[str, Any] = {"sweeps": []}
-    with tempfile.TemporaryDirectory() as folder:
-        files: dict[str, str | None] = {"none": None}
-        for name in ("mlp", "unet", "dit"):
-            files[name] = str(Path(folder) / f"{name}.npz")
-            networks.save(name, Path(files[name] or ""))
+    with networks.saved("mlp", "unet", "dit") as files:
         for sweep in sweeps:
-            arguments = dict(sweep={**sweep._asdict(), "dimension": 0}, parameters=files[sweep.network])
+            arguments = dict(sweep={**sweep._asdict(), "dimension": 0}, parameters=files.get(sweep.network))
             with timing.workers(ours=("benchmarks.scaling:sampling", arguments)) as made:
                 worker = made["ours"]
                 assert worker is not None

@@ -10,9 +10,7 @@ tables of `benchmarks/README.md`.
 """
 
 import dataclasses
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -438,10 +436,7 @@ def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     rounds = 3 if options.quick else 9
     chosen = ("mlp",) if options.quick else options.networks
-    with tempfile.TemporaryDirectory() as folder:
-        files = {name: str(Path(folder) / f"{name}.npz") for name in (*chosen, "mlp-64")}
-        for name, file in files.items():
-            networks.save(name, Path(file))
+    with networks.saved(*chosen, "mlp-64") as files:
         found = {
             "torch": beside_torch(chosen, files, rounds),
             "torchcfm": beside_torchcfm(files["mlp-64"], rounds),
