@@ -51,18 +51,19 @@ def draws(
     start: Array,
     stop: Array,
     tolerance: float,
-) -> samplers.Adaptive:
+) -> tuple[Array, Array]:
     """Where the ODE takes `sigma(start) noise [num, ...]`, and the estimate of the data there; calls `[num]`.
 
     NaN where a solve has failed.
     """
 
-    def one(noise: Array, label: Array | None) -> samplers.Adaptive:
+    def one(noise: Array, label: Array | None) -> tuple[Array, Array]:
         denoise = predictions.denoiser(model_of(label), path, predict)
         x = path.sigma(start) * noise
         solve = partial(samplers.sample_adaptively, path=path, start=start, stop=stop, throw=False)
         x, calls = solve(denoise, x, solver=Solver(tolerance))
-        return samplers.Adaptive(denoise(x, paths.knots(path, stop)).data, calls + 1)
+        assert calls is not None
+        return denoise(x, paths.knots(path, stop)).data, calls + 1
 
     return each_alone(one, noise, label)
 

@@ -17,10 +17,10 @@ from genjax.typing import Array, Denoiser, Path
 
 
 class Adaptive(NamedTuple):
-    """Samples `x [B, ...]`, and how many `calls` of the denoiser they took, `[]`, int32."""
+    """Samples `x [B, ...]`, and how many `calls` of the denoiser they took, `[]`, int32; None by an implicit method."""
 
     x: Array
-    calls: Array
+    calls: Array | None
 
 
 def sample_adaptively(
@@ -44,8 +44,8 @@ def sample_adaptively(
         path: whose clock the denoiser is told.
         start: default `path.t_noise`. The denoiser is called there: noise and score need a time with alpha > 0.
         stop: default `path.t_data`. It is called there too: data needs a time with sigma > 0.
-        solver: tolerance, steps and `method`, any explicit Runge-Kutta method of diffrax or its ReversibleHeun; default `Solver()`,
-            `Tsit5`. How often an implicit one calls depends on its iterations, which diffrax does not tell.
+        solver: tolerance, steps and `method`, any method of diffrax for ODEs that estimates its error; default `Solver()`, `Tsit5`.
+            Calls are counted of the explicit ones; an implicit one calls as its iterations need, which diffrax does not tell.
         throw: False where failure is to be NaN, all of the batch, instead of raised.
 
     Returns:
@@ -54,7 +54,7 @@ def sample_adaptively(
     Raises:
         RuntimeError: (when it runs, also within `jit`) more than `solver.max_steps` steps were needed, or the denoiser
             returned a NaN.
-        ValueError: a solver that is none; or a method whose calls cannot be counted.
+        ValueError: a solver that is none.
 
     Example:
         >>> from genjax import oracles
@@ -84,7 +84,7 @@ def sample_adaptively(
     return Adaptive(sizes[1] * u, _calls(solver, steps))
 
 
-def _calls(solver: Solver, steps: Array) -> Array:
+def _calls(solver: Solver, steps: Array) -> Array | None:
     """Of so many steps of an explicit method; one whose first call is the last one of the step before begins with one more."""
     import diffrax
 
@@ -92,8 +92,6 @@ def _calls(solver: Solver, steps: Array) -> Array:
     if isinstance(method, diffrax.ReversibleHeun):
         return steps + 1
     if not isinstance(method, diffrax.AbstractERK):
-        raise ValueError(
-            f"{method}: expected an explicit Runge-Kutta method of diffrax or ReversibleHeun, whose calls can be counted"
-        )
+        return None
     tableau: Any = method.tableau
     return steps * (tableau.num_stages - tableau.fsal) + tableau.fsal

@@ -56,14 +56,12 @@ def test_the_calls_are_those_that_were_made(method):
     assert int(found.calls) == len(made) > 10
 
 
-def test_a_method_whose_calls_cannot_be_counted_is_refused():
-    with pytest.raises(ValueError, match="explicit Runge-Kutta"):
-        sample_adaptively(
-            oracles.denoiser(gaussian()),
-            jnp.ones((1, 2)),
-            path=paths.cosine(),
-            solver=Solver(method=diffrax.Kvaerno3()),
-        )
+def test_an_implicit_method_solves_it_too_and_its_calls_are_not_told(float64):
+    x = jnp.asarray([[1.0, -0.5]])
+    solve = partial(sample_adaptively, oracles.denoiser(gaussian()), path=paths.cosine())
+    found = jax.jit(partial(solve, solver=Solver(1e-6, method=diffrax.Kvaerno5())))(x)
+    assert found.calls is None
+    np.testing.assert_allclose(found.x, jax.jit(partial(solve, solver=Solver(1e-8)))(x).x, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
