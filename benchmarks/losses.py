@@ -307,6 +307,24 @@ def measure(file: str, rounds: int) -> list[dict[str, Any]]:
     return found
 
 
+def write(found: list[dict[str, Any]]) -> None:
+    """The table."""
+    report.write_table(
+        "losses",
+        ["loss", "forward", "of torch's time", "with its gradient", "of torch's time"],
+        [
+            [
+                row["loss"],
+                f"{row['forward_us'] / 1e3:.3g} ms",
+                text(row["forward_of_torch"]),
+                f"{row['gradient_us'] / 1e3:.3g} ms",
+                text(row["gradient_of_torch"]),
+            ]
+            for row in found
+        ],
+    )
+
+
 def main() -> None:
     """Measure, and write the table."""
     from benchmarks import networks
@@ -316,20 +334,7 @@ def main() -> None:
         found = measure(files["mlp"], 3 if options.quick else 9)
     if not options.quick:
         kept.write("losses", found)
-        report.write_table(
-            "losses",
-            ["loss", "forward", "of torch's time", "with its gradient", "of torch's time"],
-            [
-                [
-                    row["loss"],
-                    f"{row['forward_us']:.3g} us",
-                    text(row["forward_of_torch"]),
-                    f"{row['gradient_us']:.3g} us",
-                    text(row["gradient_of_torch"]),
-                ]
-                for row in found
-            ],
-        )
+        write(found)
 
 
 if __name__ == "__main__":
