@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from genjax.arrays import sum_events
+from genjax.arrays import softplus, sum_events
 from genjax.divergences import gaussian_log_density
 from genjax.typing import Array
 
@@ -280,7 +280,7 @@ def spline_knots(raw: Array, *, bound: float, least: float = 1e-3) -> Knots:
     left, width = tiles(width_logits)
     bottom, height = tiles(height_logits)
     unit = math.log(math.expm1(1 - least))
-    inner = least + jax.nn.softplus(slope_logits + unit)
+    inner = least + softplus(slope_logits + unit)
     end = jnp.ones_like(inner[..., :1])
     slope_left = jnp.concatenate([end, inner], axis=-1)
     slope_right = jnp.concatenate([inner, end], axis=-1)
@@ -375,7 +375,7 @@ def logit(*, margin: float = 0.05) -> Bijector:
 
     def backward(y: Array) -> tuple[Array, Array]:
         x = 2 * (jax.nn.sigmoid(y) - margin) / (1 - 2 * margin) - 1
-        return x, sum_events(jax.nn.log_sigmoid(y) + jax.nn.log_sigmoid(-y) - log_scale)
+        return x, sum_events(-softplus(-y) - softplus(y) - log_scale)
 
     return Bijector(forward, backward)
 

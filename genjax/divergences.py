@@ -12,7 +12,7 @@ theorem 1). Variances come as their logarithms, which no network output makes in
 import jax
 import jax.numpy as jnp
 
-from genjax.arrays import sum_events
+from genjax.arrays import softplus, sum_events
 from genjax.typing import Array
 
 
@@ -103,4 +103,4 @@ def jensen_shannon_bound(real_logits: Array, fake_logits: Array) -> Array:
     >>> round(float(jensen_shannon_bound(jnp.full(4, 30.0), jnp.full(4, -30.0))), 6)
     0.693147
     """
-    return jnp.log(2.0) - 0.5 * jnp.mean(jax.nn.softplus(-real_logits)) - 0.5 * jnp.mean(jax.nn.softplus(fake_logits))
+    return jnp.log(2.0) - 0.5 * jnp.mean(softplus(-real_logits)) - 0.5 * jnp.mean(softplus(fake_logits))

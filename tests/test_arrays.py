@@ -89,3 +89,24 @@ def test_fold_each_folds_every_key():
 
 def test_normal_draws_in_double_precision(float64):
     assert arrays.normal(KEY, (2, 3), jnp.float64).dtype == jnp.float64
+
+
+EXTREMES = np.array([-1e30, -80.0, -30.0, -1.0, -1e-3, 0.0, 1e-3, 1.0, 30.0, 80.0, 1e30])
+
+
+def test_softplus_is_numpys_at_every_size():
+    found = np.asarray(arrays.softplus(jnp.asarray(EXTREMES, jnp.float32)), np.float64)
+    np.testing.assert_allclose(found, np.logaddexp(EXTREMES, 0), rtol=3e-7, atol=1e-37)
+
+
+def test_derivatives_of_softplus_are_sigmoids_at_zero_too(float64):
+    x = jnp.asarray([-40.0, -1.0, 0.0, 2.0, 40.0])
+    first, second = (jax.vmap(f)(x) for f in (jax.grad(arrays.softplus), jax.grad(jax.grad(arrays.softplus))))
+    sigmoid = 1 / (1 + np.exp(-np.asarray(x)))
+    np.testing.assert_allclose(first, sigmoid, rtol=1e-14)
+    np.testing.assert_allclose(second, sigmoid * (1 - sigmoid), rtol=1e-14, atol=1e-16)
+
+
+def test_softplus_keeps_dtype_and_shows_nan():
+    assert arrays.softplus(jnp.zeros(2, jnp.bfloat16)).dtype == jnp.bfloat16
+    assert jnp.isnan(arrays.softplus(jnp.float32(jnp.nan)))

@@ -25,7 +25,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from genjax.arrays import expand, sum_events
+from genjax.arrays import expand, softplus, sum_events
 from genjax.typing import Array, Key, Params
 
 Critic = Callable[[Array], Array]
@@ -40,13 +40,13 @@ class Game(NamedTuple):
 
 
 def _cross_entropy(real: Array, fake: Array) -> Array:
-    return jax.nn.softplus(-real) + jax.nn.softplus(fake)
+    return softplus(-real) + softplus(fake)
 
 
-minimax = Game(_cross_entropy, lambda real, fake: -jax.nn.softplus(fake))
+minimax = Game(_cross_entropy, lambda real, fake: -softplus(fake))
 """Goodfellow's game of value `-log 4 + 2 JS`; the generator's gradient vanishes where the critic is sure."""
 
-non_saturating = Game(_cross_entropy, lambda real, fake: jax.nn.softplus(-fake))
+non_saturating = Game(_cross_entropy, lambda real, fake: softplus(-fake))
 """The same critic, and a generator that climbs `log D(fake)`: the same fixed point, and a gradient where D is sure."""
 
 least_squares = Game(
@@ -62,8 +62,8 @@ wasserstein = Game(lambda real, fake: fake - real, lambda real, fake: -fake)
 """The dual of W1; the critic must be kept 1-Lipschitz by a penalty or by clipping."""
 
 relativistic = Game(
-    lambda real, fake: jax.nn.softplus(fake - real),
-    lambda real, fake: jax.nn.softplus(real - fake),
+    lambda real, fake: softplus(fake - real),
+    lambda real, fake: softplus(real - fake),
 )
 """Pairs: is this real one more real than that fake one? With `r1` and `r2` it has no mode-dropping minima."""
 

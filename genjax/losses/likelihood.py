@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from genjax.arrays import expand, sum_events
+from genjax.arrays import expand, softplus, sum_events
 from genjax.divergences import gaussian_log_density
 from genjax.typing import Array, Key
 
@@ -37,7 +37,7 @@ def bernoulli(logits: Array, data: Array) -> Array:
     >>> bernoulli(jnp.zeros((1, 3)), jnp.ones((1, 3))) == -3 * jnp.log(2)
     Array([ True], dtype=bool)
     """
-    return sum_events(data * logits - jax.nn.softplus(logits))
+    return sum_events(data * logits - softplus(logits))
 
 
 def gaussian(mean: Array, data: Array, *, log_variance: Array | float = 0.0) -> Array:
@@ -115,11 +115,10 @@ def discretized_logistic(mean: Array, data: Array, *, log_scale: Array | float, 
     inverse_scale = jnp.exp(-expand(log_scale, mean))
     upper, lower = inverse_scale * (data + half - mean), inverse_scale * (data - half - mean)
     # F(u) - F(l) = F(u) F(-l) (1 - e^(l - u))
-    inside = jax.nn.log_sigmoid(upper) + jax.nn.log_sigmoid(-lower) + _log1mexp(upper - lower)
+    below, above = -softplus(-upper), -softplus(lower)
+    inside = below + above + _log1mexp(upper - lower)
     lowest, highest = data < -1 + 2 * half, data > 1 - 2 * half
-    return sum_events(
-        jnp.where(lowest, jax.nn.log_sigmoid(upper), jnp.where(highest, jax.nn.log_sigmoid(-lower), inside))
-    )
+    return sum_events(jnp.where(lowest, below, jnp.where(highest, above, inside)))
 
 
 def _log1mexp(x: Array) -> Array:
