@@ -20,8 +20,8 @@ from benchmarks import kept, report, timing
 from benchmarks.sampling import text
 
 REGULARISATION, TOLERANCE, ITERATIONS = 0.05, 1e-3, 2000
-MOST_FOR_POT = 1024
-"""Points up to which POT's entropic plan is timed: beyond, one takes minutes."""
+MOST_FOR_SLOW = 1024
+"""Points up to which POT's entropic plan and SciPy's assignment are timed: beyond, one takes up to minutes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,16 +159,17 @@ def measure(sizes: tuple[int, ...], rounds: int) -> list[dict[str, Any]]:
                 calls = {"exact": (worker, "exact"), "entropic": (worker, "entropic")}
                 if pot is not None:
                     timing.check_equal(worker.output("cost"), pot.output("cost"), f"cost of {num} pairs", 1e-4)
-                    calls |= {"emd": (pot, "exact"), "scipy": (pot, "scipy")}
-                    calls |= {"pot": (pot, "entropic")} if num <= MOST_FOR_POT else {}
+                    calls |= {"emd": (pot, "exact")}
+                    if num <= MOST_FOR_SLOW:
+                        calls |= {"scipy": (pot, "scipy"), "pot": (pot, "entropic")}
                 if ott is not None:
                     calls["ott"] = (ott, "entropic")
-                measured = timing.alternate_workers(list(calls.values()), rounds=rounds if num <= MOST_FOR_POT else 3)
+                measured = timing.alternate_workers(list(calls.values()), rounds=rounds if num <= MOST_FOR_SLOW else 3)
                 seconds = dict(zip(calls, measured, strict=True))
                 reached = {
                     name: [float(value) for value in one.output("reached")]
                     for name, one in (("ours", worker), ("pot", pot), ("ott", ott))
-                    if one is not None and (name != "pot" or num <= MOST_FOR_POT)
+                    if one is not None and (name != "pot" or num <= MOST_FOR_SLOW)
                 }
             found.append(
                 {

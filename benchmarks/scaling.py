@@ -85,13 +85,13 @@ def on_devices(devices: int, parameters: str) -> dict[str, Callable[[], Any]]:
 
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
     import jax
-    from jax.sharding import NamedSharding, PartitionSpec
+    from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
     from benchmarks import networks
     from genjax import arrays, paths, predictions, samplers, times
 
     path, net = paths.ddpm(paths.linear_betas(1000)), networks.NETWORKS["unet"].net
-    mesh = jax.make_mesh((devices,), ("batch",))
+    mesh = jax.make_mesh((devices,), ("batch",), (AxisType.Auto,))
     split, whole = NamedSharding(mesh, PartitionSpec("batch")), NamedSharding(mesh, PartitionSpec())
     params = jax.device_put(networks.read(parameters), whole)
     x = jax.device_put(networks.inputs("unet", 64)[0], split)

@@ -47,6 +47,24 @@ def apply_gradients(
     return optax.apply_updates(params, updates), opt_state
 
 
+def global_norm(grads: Params) -> Array:
+    """The norm of all arrays as one vector, at least float32.
+
+    Columns are summed by a product with ones: XLA:CPU takes four times as long to reduce them, which was a quarter of a
+    training step of a small network.
+
+    >>> float(global_norm({"a": jnp.asarray([[3.0, 0.0]]), "b": jnp.asarray(4.0)}))
+    5.0
+    """
+
+    def square(leaf: Array) -> Array:
+        dtype = jnp.promote_types(leaf.dtype, jnp.float32)
+        columns = jnp.square(leaf.astype(dtype)).reshape(-1, leaf.shape[-1] if leaf.ndim else 1)
+        return jnp.sum(jnp.matmul(jnp.ones((1, len(columns)), dtype), columns, precision="highest"))
+
+    return jnp.sqrt(sum(square(leaf) for leaf in jax.tree.leaves(grads) if leaf.size))
+
+
 def from_loss(loss: Loss, optimizer: optax.GradientTransformation) -> Step:
     """One gradient step on `loss(params, key, batch) -> (scalar, metrics)`; the metrics gain `loss` and `grad_norm`."""
 
@@ -54,7 +72,7 @@ def from_loss(loss: Loss, optimizer: optax.GradientTransformation) -> Step:
         (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.params, step_key(state), batch)
         params, opt_state = apply_gradients(optimizer, grads, state.opt_state, state.params, step=state.step)
         state = state._replace(step=state.step + 1, params=params, opt_state=opt_state)
-        return state, {"loss": value, "grad_norm": optax.tree.norm(grads), **metrics}
+        return state, {"loss": value, "grad_norm": global_norm(grads), **metrics}
 
     return step
 
@@ -128,7 +146,7 @@ def adamw(
     else:
         raise ValueError(f"schedule is {schedule!r}; expected cosine, linear or constant")
     rate = optax.join_schedules([optax.linear_schedule(0.0, learning_rate, max(warmup, 1)), after], [warmup])
-    clip = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
+    clip = [_clip(clip_norm)] if clip_norm else []
     return optax.chain(
         *clip,
         optax.scale_by_adam(b1=b1, b2=b2),
@@ -136,6 +154,16 @@ def adamw(
         optax.add_decayed_weights(weight_decay),
         _descend(rate if warmup else after),
     )
+
+
+def _clip(most: float) -> optax.GradientTransformation:
+    """The gradient, scaled down to this global norm if its own is greater."""
+
+    def update(updates: Any, opt_state: Any, params: Any = None) -> tuple[Any, Any]:
+        factor = most / jnp.maximum(global_norm(updates), most)
+        return jax.tree.map(lambda u: factor.astype(u.dtype) * u, updates), opt_state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
 def _descend(rate: optax.Schedule) -> optax.GradientTransformationExtraArgs:

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from genjax.training.steps import adamw, from_loss, new_state, step_key, with_ema
+from genjax.training.steps import adamw, from_loss, global_norm, new_state, step_key, with_ema
 from genjax.typing import Batch
 
 
@@ -27,6 +27,17 @@ def test_a_step_is_the_optimizers_update():
     np.testing.assert_allclose(metrics["loss"], 1.0)
     np.testing.assert_allclose(metrics["grad_norm"], np.sqrt(2.0), rtol=1e-6)
     np.testing.assert_allclose(metrics["size"], 3.0)
+
+
+def test_the_global_norm_is_that_of_all_arrays_as_one_vector():
+    rng = np.random.default_rng(0)
+    shapes = [(), (7,), (5, 1), (3, 4), (2, 3, 4, 5), (0, 3)]
+    grads = [jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes]
+    expected = np.linalg.norm(np.concatenate([np.ravel(leaf) for leaf in grads]))
+    np.testing.assert_allclose(global_norm(grads), expected, rtol=1e-6)
+    halved = global_norm([leaf.astype(jnp.bfloat16) for leaf in grads])
+    assert halved.dtype == jnp.float32
+    np.testing.assert_allclose(halved, expected, rtol=1e-2)
 
 
 def test_each_step_has_its_own_key_and_the_same_one_when_repeated():
