@@ -4,8 +4,9 @@
 
 The same step in both frameworks: flow matching on a straight path, the same parameters and batch, the gradient clipped to norm 1,
 AdamW. The gradients of a given batch, noise and time are compared before anything is timed. torch runs eagerly with its
-optimizer as it comes, and at its fastest: the network compiled, the optimizer fused. Ours runs as the training loop does, many steps a dispatch
-but for convolutions. The floor is the gradient of the mean square of the bare network and a step along it, in the same loop.
+optimizer as it comes, and at its fastest: the network compiled, the optimizer fused. Ours runs as the training loop does, many
+steps a dispatch but for convolutions. The floor is the gradient of the mean square of the bare network and a step along it, in
+the same loop.
 Each framework has a process of its own with all cores; they run in turn. Writes `benchmarks/results/training.json` and the
 tables of `benchmarks/README.md`.
 """
