@@ -12,20 +12,27 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jaxlib
 
 from genjax.typing import Array
 
-_WITHOUT_YNN_CONVOLUTIONS = {"xla_cpu_experimental_ynn_fusion_type": ""}
+WITHOUT_YNN = {"xla_cpu_experimental_ynn_fusion_type": ""}
+"""XLA:CPU without the library that it sends fused convolutions and products to."""
+
+_CONVOLUTIONS_WANT_IT = ("0.10",)
+"""Versions of jaxlib for which `python -m benchmarks.options` found convolutions faster so, and other networks not."""
 
 
 def convolution_options() -> dict[str, str] | None:
     """Options for a `jit` dominated by convolutions on this backend; None where the defaults are best.
 
     XLA:CPU of jaxlib 0.10 sends convolutions to a library that runs mostly on one core; without it a U-Net's
-    training step takes about 0.6 of the time. A jaxlib that does not know the option gets none.
+    training step takes about 0.6 of the time. A jaxlib for which this was not measured, or that does not know the
+    option, gets none.
     """
-    if jax.default_backend() == "cpu" and _accepted("xla_cpu_experimental_ynn_fusion_type"):
-        return dict(_WITHOUT_YNN_CONVOLUTIONS)
+    version = ".".join(jaxlib.__version__.split(".")[:2])
+    if jax.default_backend() == "cpu" and version in _CONVOLUTIONS_WANT_IT and all(map(_accepted, WITHOUT_YNN)):
+        return dict(WITHOUT_YNN)
     return None
 
 

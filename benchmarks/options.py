@@ -1,0 +1,98 @@
+"""Which compiler options does a kind of network want? To be asked anew for each version of jaxlib.
+
+    python -m benchmarks.options [--quick]
+
+One call of each network and the gradient of its mean square, by XLA's defaults and without the library that runs its fused
+convolutions and products on CPU, in turn; what they compute is compared. Writes `benchmarks/results/options.json` and the table of
+`benchmarks/README.md`; `genjax/training/compilation.py` has the answer.
+"""
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import numpy as np
+import tyro
+
+from benchmarks import kept, report, timing
+from benchmarks.sampling import text
+
+BATCHES = {"mlp": 1024, "dit": 16, "unet": 16}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Compiler options by network."""
+
+    quick: bool = False
+    """fewer rounds"""
+
+
+def measure(rounds: int) -> list[dict[str, Any]]:
+    """Ratios of the time with the option to that by default, and the largest differences."""
+    import jax
+    import jax.numpy as jnp
+
+    from benchmarks import networks
+    from genjax.training.compilation import WITHOUT_YNN
+
+    found = []
+    for name, batch in BATCHES.items():
+        net, params = networks.NETWORKS[name].net, networks.initialised(name)
+        x, t = (jnp.asarray(values) for values in networks.inputs(name, batch))
+
+        def gradient(params: Any, x: Any, t: Any, net: Any = net) -> Any:
+            return jax.grad(lambda params: jnp.mean(net.apply(params, x, t) ** 2))(params)
+
+        row: dict[str, Any] = {"network": networks.NETWORKS[name].title, "batch": batch}
+        for what, function in {"call": net.apply, "gradient": gradient}.items():
+            default, without = (
+                jax.jit(lambda *given, function=function: function(*given), compiler_options=options)
+                for options in (None, WITHOUT_YNN)
+            )
+            one, other = (
+                [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(compiled(params, x, t))]
+                for compiled in (default, without)
+            )
+            row[f"{what}_difference"] = timing.check_equal(one, other, f"{what} of {name}")
+            calls = [partial(compiled, params, x, t) for compiled in (default, without)]
+            by_default, with_option = timing.alternate(calls, rounds=rounds)
+            row[f"{what}_ms"] = 1e3 * timing.summary(by_default).median
+            row[f"{what}_ratio"] = timing.ratio(with_option, by_default)
+        found.append(row)
+        print(row, flush=True)
+    return found
+
+
+def write(found: list[dict[str, Any]]) -> None:
+    """The table."""
+    header = ["network", "batch", "a call", "without YNN", "its gradient", "without YNN", "they differ by"]
+    report.write_table(
+        "options",
+        header,
+        [
+            [
+                row["network"],
+                str(row["batch"]),
+                f"{row['call_ms']:.3g} ms",
+                text(row["call_ratio"]),
+                f"{row['gradient_ms']:.3g} ms",
+                text(row["gradient_ratio"]),
+                f"{max(row['call_difference'], row['gradient_difference']):.0e}",
+            ]
+            for row in found
+        ],
+    )
+
+
+def main() -> None:
+    """Measure, and write the table."""
+    options = tyro.cli(Options, description=__doc__)
+    found = measure(3 if options.quick else 15)
+    if not options.quick:
+        kept.write("options", found)
+        write(found)
+
+
+if __name__ == "__main__":
+    main()

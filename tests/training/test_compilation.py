@@ -1,0 +1,45 @@
+"""Compiler options change the time and nothing else, and are left out where they were not measured or are not known."""
+
+import jax
+import jax.numpy as jnp
+import jaxlib
+import numpy as np
+import pytest
+
+from genjax.networks.unet import unet
+from genjax.training import compilation
+
+on_cpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="the options are XLA:CPU's")
+
+
+@on_cpu
+def test_a_jaxlib_that_was_not_measured_gets_no_options(monkeypatch):
+    assert compilation.convolution_options()
+    monkeypatch.setattr(jaxlib, "__version__", "0.99.1")
+    assert compilation.convolution_options() is None
+
+
+@on_cpu
+def test_an_option_that_the_compiler_does_not_know_is_left_out(monkeypatch):
+    monkeypatch.setattr(compilation, "WITHOUT_YNN", {"xla_cpu_no_such_option": ""})
+    assert compilation.convolution_options() is None
+
+
+def test_options_change_neither_outputs_nor_gradients():
+    net, x, t = (
+        unet(base=8, multipliers=(1, 2), blocks=1),
+        jax.random.normal(jax.random.key(0), (2, 8, 8, 1)),
+        jnp.asarray([0.2, 0.7]),
+    )
+    params = jax.tree.map(lambda leaf: leaf + 0.1, net.init(jax.random.key(1), x, t))
+
+    def loss(params):
+        output = net.apply(params, x, t)
+        return jnp.mean(output**2), output
+
+    gradient = jax.grad(loss, has_aux=True)
+    default, chosen = (
+        jax.jit(gradient, compiler_options=options)(params) for options in (None, compilation.convolution_options())
+    )
+    for one, other in zip(jax.tree.leaves(default), jax.tree.leaves(chosen), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
