@@ -11,6 +11,10 @@ from genjax.typing import Array, Denoiser, Key, Knot, Prediction
 
 Memory = Any
 
+_KEYS_AT_ONCE = 4096
+"""Up to so many keys of steps and examples are made before the loop, 32 kilobytes of them: a step of a small batch is so short
+that making them in it shows."""
+
 
 class Sampler(NamedTuple):
     """A sampling method: what it remembers between steps, and one step from a knot to the next.
@@ -75,8 +79,11 @@ def sample(
             raise ValueError(f"noise has shape {key.shape}; expected {(steps, *x.shape)}")
         step_keys, key_of = key, lambda noise: noise
     else:
-        example_keys = as_example_keys(key, x.shape[0])
-        step_keys, key_of = jnp.arange(steps), lambda index: fold_each(example_keys, index)
+        example_keys, indices = as_example_keys(key, x.shape[0]), jnp.arange(steps)
+        if example_keys.size * steps <= _KEYS_AT_ONCE:
+            step_keys, key_of = jax.vmap(lambda index: fold_each(example_keys, index))(indices), lambda keys: keys
+        else:
+            step_keys, key_of = indices, lambda index: fold_each(example_keys, index)
 
     def advance(carry: tuple[Array, Memory], interval: Any) -> tuple[tuple[Array, Memory], Any]:
         (x, memory), (step_key, now, then) = carry, interval

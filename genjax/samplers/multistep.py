@@ -71,18 +71,32 @@ def _places(nodes: Array, orders: Array, most: int) -> tuple[Array, Array]:
 def interpolation_weights(places: Array, used: Array, moments: Array) -> Array:
     """Weights `w [steps, n]` with `sum_j w_j places_j^i = moments_i` for i below how many are used; 0 where not used.
 
-    With `moments_i = integral u^i dmu` they integrate the polynomial through the values at those places.
+    With `moments_i = integral u^i dmu` they integrate the polynomial through the values at those places: each is the integral of
+    Lagrange's polynomial of its place.
 
     Args:
         places: `[steps, n]`, distinct where used.
         used: `[steps, n]`, some first ones.
         moments: `[steps, n]`.
     """
-    count = places.shape[1]
-    powers = places[:, None, :] ** jnp.arange(count)[None, :, None]
-    both = used[:, :, None] & used[:, None, :]
-    system = jnp.where(both, powers, jnp.eye(count, dtype=places.dtype)[None])
-    return jnp.linalg.solve(system, jnp.where(used, moments, 0.0)[..., None])[..., 0]
+    moments = jnp.where(used, moments, 0.0)
+
+    def weight(chosen: int) -> Array:
+        # the coefficients of the product over the others of (u - place) / (chosen place - place), lowest first
+        one, zero = jnp.ones_like(places[:, 0]), jnp.zeros_like(places[:, 0])
+        polynomial = [one] + [zero] * (places.shape[1] - 1)
+        for other in (index for index in range(places.shape[1]) if index != chosen):
+            both = used[:, chosen] & used[:, other]
+            distance = jnp.where(both, places[:, chosen] - places[:, other], 1.0)
+            times_u = [zero, *polynomial[:-1]]
+            polynomial = [
+                jnp.where(both, (higher - places[:, other] * same) / distance, same)
+                for higher, same in zip(times_u, polynomial, strict=True)
+            ]
+        return jnp.sum(jnp.stack(polynomial, axis=1) * moments, axis=1)
+
+    weights = jnp.stack([weight(chosen) for chosen in range(places.shape[1])], axis=1)
+    return jnp.where(used, weights, 0.0)
 
 
 def _with_slope(moments: Array, k: Array, rule: Slope, replaced: Array) -> Array:
