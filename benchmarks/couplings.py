@@ -234,12 +234,15 @@ def write(found: list[dict[str, Any]]) -> None:
         "ott": "entropic, ott-jax",
         "pot": "entropic, POT",
     }
+    colours = {"genjax": "C0", "POT": "C1", "SciPy": "C2", "ott-jax": "C3"}
+    sizes = sorted({row["num"] for row in found})
     figure = Figure(figsize=(9.0, 3.6), layout="constrained")
     for axes, dimension in zip(figure.subplots(1, 2, sharey=True), (2, 64), strict=True):
         rows = [row for row in found if row["dimension"] == dimension]
-        for number, (name, title) in enumerate(titles.items()):
+        for name, title in titles.items():
             known = [row for row in rows if name in row["ms"]]
-            style = {"color": f"C{number % 3}", "linestyle": "-" if number < 3 else "--"}
+            library = title.split()[-1]
+            style = {"color": colours[library], "linestyle": "-" if title.startswith("exact") else "--"}
             axes.loglog(
                 [row["num"] for row in known],
                 [row["ms"][name] for row in known],
@@ -250,6 +253,8 @@ def write(found: list[dict[str, Any]]) -> None:
             )
         axes.set_title(f"{dimension} dimensions")
         axes.set_xlabel("points")
+        axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+        axes.minorticks_off()
         axes.grid(visible=True, color="#e5e5e5")
     figure.axes[0].set_ylabel("ms")
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False)

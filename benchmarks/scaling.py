@@ -174,7 +174,10 @@ def write(found: dict[str, Any]) -> None:
             axes.loglog(row["values"], row["seconds"], marker="osD"[number], markersize=4, label=label)
         axes.set_xlabel(over)
         axes.grid(visible=True, color="#e5e5e5")
-        axes.legend(frameon=False, title="exponent")
+        axes.legend(frameon=False, title="exponent", loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, fontsize=8)
+        if over == "dimension":
+            axes.set_xticks(values := SWEEPS[-1].values, [f"{value:,}" for value in values])
+            axes.minorticks_off()
     figure.axes[0].set_ylabel("seconds")
     figure.savefig(report.README.parents[1] / "docs" / "images" / "scaling.png", dpi=120)
 
