@@ -12,7 +12,7 @@ from scipy.stats import norm, qmc
 from genjax import oracles, paths, predictions, times
 from genjax.arrays import example_keys, fold_each, normal
 from genjax.predictions import Row
-from genjax.samplers import SAMPLERS, calls_per_step, classifier_free, ddim, ddpm, euler, heun, sample
+from genjax.samplers import SAMPLERS, calls_per_step, classifier_free, ddim, ddpm, euler, heun, loop, sample
 from genjax.typing import Knot, Path, Prediction
 
 REFERENCE = np.load(File(__file__).parents[1] / "reference" / "losses_samplers_weights.npz")
@@ -201,6 +201,21 @@ def test_examples_and_steps_receive_different_noise():
     assert len(np.unique(drawn)) == drawn.size
     assert abs(drawn.mean()) < 4 / drawn.size**0.5
     assert abs(drawn.std() - 1) < 4 / (2 * drawn.size) ** 0.5
+
+
+def test_keys_made_before_the_loop_are_those_that_it_would_make():
+    """Eight examples, whose keys are made at once, and the first eight of so many that theirs are not."""
+    keys, x, knots = example_keys(jax.random.key(0), 1024), quasi_normal(1024), uniform_knots(6)
+    assert 8 * 6 <= loop._KEYS_AT_ONCE < 1024 * 6
+    few, many = jax.jit(draw)(keys[:8], x[:8], knots), jax.jit(draw)(keys, x, knots)
+    np.testing.assert_allclose(few, many[:8], atol=1e-5)
+
+
+def test_the_other_generator_draws_too():
+    key, x, knots = jax.random.key(0, impl="rbg"), jnp.zeros((64, 2)), uniform_knots(6)
+    drawn = np.asarray(jax.jit(draw)(key, x, knots))
+    assert np.isfinite(drawn).all()
+    assert len(np.unique(drawn)) == drawn.size
 
 
 @pytest.mark.parametrize("name", ["ddpm", "euler-maruyama"])
