@@ -110,7 +110,7 @@ def test_the_optimum_is_scipys_and_below_any_permutation(shape, shift):
     assert all(costs[np.arange(64), generator.permutation(64)].sum() > cost for _ in range(200))
 
 
-def test_large_batches_go_through_the_auction():
+def test_large_batches_are_priced_first():
     source, data, _ = batch(600)
     costs = costs_of(source, data)
     index = np.asarray(couplings.optimal(KEY, source, data))

@@ -56,11 +56,12 @@ def repeated(num):
     return tuple(generator.integers(0, 4, (num, 2)).astype(float) for _ in range(2))
 
 
+@pytest.mark.parametrize("auction_from", [700, 701])
 @pytest.mark.parametrize("power", [1, 2])
 @pytest.mark.parametrize("sets", [shifted, clustered, repeated])
-def test_prices_leave_the_optimum_alone(sets, power):
+def test_prices_leave_the_optimum_alone(monkeypatch, sets, power, auction_from):
+    monkeypatch.setattr(transport, "_AUCTION_FROM", auction_from)
     x, y = sets(700)
-    assert len(x) >= transport._AUCTION_FROM
     costs = cdist(x, y) ** power
     expected = costs[linear_sum_assignment(costs)].sum()
     permutation = transport.assignment(x, y, power=power)
@@ -68,12 +69,30 @@ def test_prices_leave_the_optimum_alone(sets, power):
     assert costs[np.arange(700), permutation].sum() == pytest.approx(expected, rel=1e-12)
 
 
-def test_prices_are_near_the_dual_optimum():
-    costs = cdist(*clustered(600), "sqeuclidean")
+def dual_gap(costs, prices):
+    prices = prices.astype(np.float64)
     optimum = costs[linear_sum_assignment(costs)].sum()
-    prices = transport._auction_prices(costs.astype(np.float32)).astype(np.float64)
-    dual = prices.sum() + (costs - prices).min(axis=1).sum()
-    assert optimum - transport._LAST_EPS * transport._EPS_FACTOR * costs.max() < dual <= optimum + 1e-9
+    return optimum - (prices.sum() + (costs - prices).min(axis=1).sum())
+
+
+def test_prices_of_the_auction_are_near_the_dual_optimum():
+    costs = cdist(*clustered(600), "sqeuclidean")
+    gap = dual_gap(costs, transport._auction_prices(costs.astype(np.float32)))
+    assert -1e-9 < gap < transport._LAST_EPS * transport._EPS_FACTOR * costs.max()
+
+
+def test_prices_of_the_entropic_plan_are_as_near_the_dual_optimum_as_its_temperature():
+    x, y = points(600, 2), points(600, 2, 1)
+    costs = cdist(x, y, "sqeuclidean")
+    temperature = transport._TEMPERATURES[-1] * (costs - costs.min(axis=1, keepdims=True)).mean()
+    gap = dual_gap(costs, transport._sinkhorn_prices(costs.astype(np.float32)))
+    assert -1e-4 < gap < 600 * temperature * np.log(600)
+    assert gap < dual_gap(costs, np.zeros(600)) / 2
+
+
+def test_costs_that_are_all_the_same_have_no_prices():
+    assert not transport._sinkhorn_prices(np.ones((80, 80), np.float32)).any()
+    assert sorted(transport.cheapest_permutation(np.ones((80, 80)))) == list(range(80))
 
 
 def test_one_dimension_sorts():

@@ -11,9 +11,9 @@ from genjax.typing import Array, Denoiser, Key, Knot, Prediction
 
 Memory = Any
 
-_KEYS_AT_ONCE = 4096
-"""Up to so many keys of steps and examples are made before the loop, 32 kilobytes of them: a step of a small batch is so short
-that making them in it shows."""
+_FEW_EXAMPLES = 4
+"""Of so few the keys of all steps are made before the loop, 8 bytes each: a step of so small a batch is short enough that making
+them in it shows."""
 
 
 class Sampler(NamedTuple):
@@ -80,7 +80,7 @@ def sample(
         step_keys, key_of = key, lambda noise: noise
     else:
         example_keys, indices = as_example_keys(key, x.shape[0]), jnp.arange(steps)
-        if example_keys.size * steps <= _KEYS_AT_ONCE:
+        if example_keys.size <= _FEW_EXAMPLES:
             step_keys, key_of = jax.vmap(lambda index: fold_each(example_keys, index))(indices), lambda keys: keys
         else:
             step_keys, key_of = indices, lambda index: fold_each(example_keys, index)
