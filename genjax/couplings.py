@@ -44,8 +44,8 @@ def independent(key: Key, source: Array, data: Array, *, label: Array | None = N
 def optimal(key: Key, source: Array, data: Array, *, label: Array | None = None) -> Array:
     """The permutation that minimises the sum of squared distances, exactly: int32 `[B]`.
 
-    SciPy solves it on the host, within `jit` by a callback. On one CPU core it takes 0.7 ms for B = 128, 4 for 256 and 50
-    for 512 in two dimensions, about half of that in many; within ten classes 0.2, 0.7 and 4.
+    SciPy solves it on the host, within `jit` by a callback. Its time grows
+    almost as B^3: milliseconds for a few hundred points (`python -m benchmarks.couplings`); within classes it is that of each class.
 
     Args:
         key: deals the draws to the classes; without labels the result does not depend on it.
