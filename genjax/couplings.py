@@ -45,7 +45,7 @@ def optimal(key: Key, source: Array, data: Array, *, label: Array | None = None)
     """The permutation that minimises the sum of squared distances, exactly: int32 `[B]`.
 
     SciPy solves it on the host, within `jit` by a callback. Its time grows
-    almost as B^3: milliseconds for a few hundred points (`python -m benchmarks.couplings`); within classes it is that of each class.
+    almost as B^3: milliseconds for a few hundred points (`python -m benchmarks.couplings`); within classes, that of each.
 
     Args:
         key: deals the draws to the classes; without labels the result does not depend on it.
