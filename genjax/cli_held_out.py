@@ -51,8 +51,9 @@ def check(options: Any, run: Any) -> None:
                 f"{_flag(name)} does not apply: {run.method_name} as trained here has no {_NEEDED[name]}; "
                 f"methods that have one by default: {has}"
             )
-    if options.latent_grid and run.method.latent != 2:
-        raise UsageError(f"--latent-grid needs a 2-D latent; this run has {run.method.latent}: train with --latent 2")
+    if options.latent_grid and run.method.latent != (2,):
+        has = "x".join(map(str, run.method.latent))
+        raise UsageError(f"--latent-grid needs a 2-D latent; this run has {has}: train with --latent 2")
     if options.latent_grid and run.event_shape == (1,):
         raise UsageError("--latent-grid draws images and points of at least 2 dimensions; these have 1")
 

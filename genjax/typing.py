@@ -150,9 +150,9 @@ class Method(NamedTuple):
       `losses.likelihood.dequantised` makes of it. None where the family has none.
     - `bounds_log_prob`: whether `log_prob` is a lower bound, not exact.
     - `reconstruct(params, key, data) -> data`, in model units; None where the family has none.
-    - `encode(params, key, data) -> z [N, latent]`: a draw of the code of each example.
-    - `decode(params, z [N, latent]) -> [N, ...]`: the mean of what a code stands for, in model units; codes are
-      N(0, I) in `latent` dimensions. None, None and 0 where the family has no code of its own dimension.
+    - `encode(params, key, data) -> z [N, *latent]`: a draw of the code of each example.
+    - `decode(params, z [N, *latent]) -> [N, ...]`: the mean of what a code stands for, in model units; codes are
+      N(0, I) of shape `latent`. None, None and () where the family has no code of its own shape.
     - `path_model`: the `PathModel` that it samples with; None where there is none.
     - `compiler_options`: what to give to a `jit` of its step and its sampling on this backend.
     """
@@ -166,7 +166,7 @@ class Method(NamedTuple):
     reconstruct: Callable[..., Array] | None = None
     encode: Callable[[Params, Key, Array], Array] | None = None
     decode: Callable[[Params, Array], Array] | None = None
-    latent: int = 0
+    latent: tuple[int, ...] = ()
     path_model: PathModel | None = None
     bounds_log_prob: bool = False
     compiler_options: dict[str, str] | None = None

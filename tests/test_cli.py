@@ -326,10 +326,16 @@ def test_a_data_directory_without_files(tmp_path, capsys):
     refused(capsys, 1, str(tmp_path), "--download")
 
 
-def test_images_that_the_unet_cannot_halve(tmp_path, capsys):
+def test_images_that_cannot_be_cut_into_patches(tmp_path, capsys):
     np.save(tmp_path / "odd.npy", np.random.default_rng(0).integers(0, 255, (10, 27, 27), dtype=np.uint8))
-    assert train("ddpm", "--data", tmp_path / "odd.npy", "--out", tmp_path / "run") == 2
-    refused(capsys, 2, "27x27", "halved")
+    assert train("ddpm", "--data", tmp_path / "odd.npy", "--network", "dit", "--out", tmp_path / "run") == 2
+    refused(capsys, 2, "27x27", "patches of --patch 4")
+    assert not (tmp_path / "run").exists()
+
+
+def test_options_that_the_network_does_not_have(tmp_path, capsys):
+    assert train("ddpm", "--data", "digits", "--patch", 2, "--out", tmp_path / "run") == 2
+    refused(capsys, 2, "--patch does not apply to --network unet")
     assert not (tmp_path / "run").exists()
 
 

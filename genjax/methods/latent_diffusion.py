@@ -1,11 +1,12 @@
 """Latent diffusion: a flow or diffusion model of the codes of a trained autoencoder, decoded when sampled.
 
-    codes   z ~ q(z | x), less their mean and divided by their deviation, both of the first batch
+    codes   z ~ q(z | x), less their mean and divided by their deviation, both of the first batch and of each channel
     loss    that of `methods.flow_matching` on z: its paths, predictions and samplers
     sample  z by that model, then the mean of p(x | z)
 
-The first stage is a run of `vae`, given by `--first-stage` and not trained further. The model is a small network on a few
-dozen numbers, so that a step costs a fraction of one on pixels, and the decoder runs once.
+The first stage is a run of `vae`, given by `--first-stage` and not trained further. Its codes are vectors of a few
+numbers, or with `vae --spatial` maps of a quarter of the image's sides, so that a step costs a fraction of one on
+pixels, and the decoder runs once.
 Vahdat, Kreis & Kautz 2021 (arXiv 2106.05931), Rombach et al. 2022 (arXiv 2112.10752), section 3.2 and appendix G.
 """
 
@@ -21,6 +22,7 @@ from genjax.errors import UsageError
 from genjax.methods import flow_matching, labels
 from genjax.methods.network_options import NetworkOptions
 from genjax.methods.recommended import Recommended
+from genjax.training.compilation import convolution_steps_per_dispatch
 from genjax.training.steps import step_key
 from genjax.typing import Array, Batch, Examples, Key, Method, Metrics, OtherRun, Params, State, Trajectory
 
@@ -57,7 +59,7 @@ class Config:
 
 def recommended(examples: Examples) -> Recommended:
     """Training that gives a good result on such examples."""
-    return Recommended(steps=10_000, batch_size=256, learning_rate=1e-3, steps_per_dispatch=100)
+    return Recommended(10_000, 256, 1e-3, steps_per_dispatch=convolution_steps_per_dispatch())
 
 
 def resolve(config: Config, examples: Examples, other: OtherRun | None = None) -> Config:
@@ -80,8 +82,12 @@ def resolve(config: Config, examples: Examples, other: OtherRun | None = None) -
     return dataclasses.replace(config, codes=flow_matching.resolve(config.codes, _codes(examples, other)))
 
 
+def _as_channels(value: Array, z: Array) -> Array:
+    return value.reshape((1,) * (z.ndim - 1) + (-1,))
+
+
 def _codes(examples: Examples, other: OtherRun) -> Examples:
-    return Examples((other.method.latent,), examples.num_classes)
+    return Examples(other.method.latent, examples.num_classes)
 
 
 def build(
@@ -100,17 +106,19 @@ def build(
 
     def standardised(params: Params, key: Key, batch: Batch) -> Batch:
         z = encode(params["first_stage"], key, batch.data)
-        return batch._replace(data=(z - params["mean"][None]) / params["deviation"][None])
+        return batch._replace(data=(z - _as_channels(params["mean"], z)) / _as_channels(params["deviation"], z))
 
     def decoded(params: Params, z: Array) -> Array:
-        return decode(params["first_stage"], params["mean"][None] + params["deviation"][None] * z)
+        z = _as_channels(params["mean"], z) + _as_channels(params["deviation"], z) * z
+        return decode(params["first_stage"], z)
 
     def init(key: Key, batch: Batch) -> State:
         first_stage = jax.tree.map(jnp.copy, other.params())
         z = encode(first_stage, jax.random.fold_in(key, _CODES), batch.data)
-        deviation = jnp.maximum(z.std(axis=0), _LEAST_DEVIATION)
+        over = tuple(range(z.ndim - 1))
+        deviation = jnp.maximum(z.std(axis=over), _LEAST_DEVIATION)
         state = inner.init(key, batch._replace(data=z))
-        ema = {"model": state.ema, "first_stage": first_stage, "mean": z.mean(axis=0), "deviation": deviation}
+        ema = {"model": state.ema, "first_stage": first_stage, "mean": z.mean(axis=over), "deviation": deviation}
         return state._replace(ema=ema)
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:

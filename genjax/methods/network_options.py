@@ -1,7 +1,7 @@
 """The network of a continuous-time model: its options, their defaults by data, and the `Net` they make."""
 
 import dataclasses
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import jax.numpy as jnp
 import tyro
@@ -27,6 +27,8 @@ class NetworkOptions:
     """hidden units (mlp), base channels (unet), token width (dit)"""
     depth: Annotated[int | None, ByData] = None
     """hidden layers (mlp), residual blocks a level (unet), transformer blocks (dit)"""
+    resolutions: Annotated[int | None, ByData] = None
+    """sizes of the image, each half of the one before (unet)"""
     patch: Annotated[int | None, ByData] = None
     """side of a token's patch (dit)"""
     bfloat16: bool = False
@@ -46,22 +48,20 @@ def resolve(options: NetworkOptions, event_shape: tuple[int, ...]) -> NetworkOpt
     if network != "mlp" and not is_image:
         raise UsageError(f"--network {network} is for images; points of shape {event_shape} take mlp")
     small = is_image and max(event_shape[:2]) <= 16
-    width, depth, patch = {
-        "mlp": (256, 4, None),
-        "unet": (32, 1, None),
-        "dit": (192 if small else 256, 6, 2 if small else 4),
+    resolutions = 2 if small else 4 if is_image and max(event_shape[:2]) >= 64 else 3
+    defaults = {
+        "mlp": {"width": 256, "depth": 4},
+        "unet": {"width": 32, "depth": 1, "resolutions": resolutions},
+        "dit": {"width": 192 if small else 256, "depth": 6, "patch": 2 if small else 4},
     }[network]
-    given = {name: getattr(options, name) for name in ("width", "depth", "patch")}
+    given = {name: getattr(options, name) for name in ("width", "depth", "resolutions", "patch")}
     for name, value in given.items():
         if value is not None and value < 1:
             raise UsageError(f"--{name} is {value}; expected at least 1")
-    return dataclasses.replace(
-        options,
-        network=network,
-        width=options.width or width,
-        depth=options.depth or depth,
-        patch=options.patch or patch,
-    )
+        if value is not None and name not in defaults:
+            raise UsageError(f"--{name} does not apply to --network {network}")
+    chosen: dict[str, Any] = {name: given[name] or default for name, default in defaults.items()}
+    return dataclasses.replace(options, network=network, **chosen)
 
 
 def check_halvings(examples: Examples, halvings: int) -> None:
@@ -77,7 +77,7 @@ def make_net(options: NetworkOptions, event_shape: tuple[int, ...], num_classes:
     """The network of resolved `options` for examples of `event_shape`; conditional when `num_classes` > 0.
 
     Raises:
-        UsageError: images of a size that the network cannot halve or cut into patches.
+        UsageError: images that cannot be cut into patches.
     """
     from genjax.networks import dit, mlp, unet
 
@@ -98,21 +98,12 @@ def make_net(options: NetworkOptions, event_shape: tuple[int, ...], num_classes:
             num_classes=num_classes,
             dtype=dtype,
         )
-    multipliers: tuple[int, ...] = (1, 2, 2) if max(height, image_width) < 64 else (1, 2, 2, 2)
-    if max(height, image_width) <= 16:
-        multipliers = (1, 2)
-    halvings = len(multipliers) - 1
-    if height % 2**halvings or image_width % 2**halvings:
-        raise UsageError(
-            f"images of {height}x{image_width} cannot be halved {halvings} times by the unet; "
-            f"pad or crop them to a multiple of {2**halvings}, or use --network dit with a --patch that divides them"
-        )
-    coarsest = max(height, image_width) // 2**halvings
+    halvings = (options.resolutions or 1) - 1
     return unet(
         base=width,
-        multipliers=multipliers,
+        multipliers=(1,) + (2,) * halvings,
         blocks=depth,
-        attention=(coarsest,),
+        attention=(-(-height // 2**halvings),),
         num_classes=num_classes,
         dtype=dtype,
     )

@@ -36,7 +36,9 @@ class Config:
     """Variational autoencoder."""
 
     latent: Annotated[int | None, ByData] = None
-    """dimensions of the code"""
+    """dimensions of the code; its channels with --spatial"""
+    spatial: bool = False
+    """the code of an image is a map of a quarter of its sides, rather than a vector"""
     beta: float = 1.0
     """weight of the KL term; 1 is the bound"""
     importance_samples: Annotated[int | None, ByData] = None
@@ -88,10 +90,12 @@ def resolve(config: Config, examples: Examples) -> Config:
         raise UsageError("--likelihood discretized-logistic is for integer images; these data take gaussian")
     if config.likelihood == "bernoulli" and not examples.are_images:
         raise UsageError("--likelihood bernoulli is for images; points take gaussian")
+    if config.spatial and not examples.are_images:
+        raise UsageError("--spatial is for images; the code of a point is a vector")
     check_halvings(examples, _HALVINGS)
     return dataclasses.replace(
         config,
-        latent=config.latent or (16 if examples.are_images else 2),
+        latent=config.latent or (4 if config.spatial else 16 if examples.are_images else 2),
         importance_samples=config.importance_samples or (1 if examples.are_images or weighted else 16),
         likelihood=config.likelihood or ("discretized-logistic" if examples.levels else "gaussian"),
         width=config.width or (128 if not examples.are_images else 32 if examples.are_small_images else 16),
@@ -101,7 +105,7 @@ def resolve(config: Config, examples: Examples) -> Config:
 def build(config: Config, optimizer: optax.GradientTransformation, examples: Examples) -> Method:
     """The method for such examples; labels are not used."""
     config = resolve(config, examples)
-    latent, importance_samples = config.latent or 0, config.importance_samples or 1
+    latent, importance_samples = _latent_shape(config, examples), config.importance_samples or 1
     encoder, decoder = _networks(config, examples)
     greatest = (examples.levels - 1) / examples.levels if examples.levels else 1.0
 
@@ -160,7 +164,7 @@ def build(config: Config, optimizer: optax.GradientTransformation, examples: Exa
         run_key, encoder_key, decoder_key = jax.random.split(key, 3)
         params = {
             "encoder": encoder.init(encoder_key, batch.data),
-            "decoder": decoder.init(decoder_key, jnp.zeros((len(batch.data), latent))),
+            "decoder": decoder.init(decoder_key, jnp.zeros((len(batch.data), *latent))),
             "log_scale": jnp.full(examples.event_shape[-1:], -1.0),
         }
         return new_state(run_key, params, optimizer.init(params))
@@ -175,7 +179,7 @@ def build(config: Config, optimizer: optax.GradientTransformation, examples: Exa
     def sample(params: Params, key: Key, num: int) -> Array:
         """`num` draws `[num, ...]` in model units."""
         keys = as_example_keys(key, num)
-        parameters = decode_with(params)(normal(fold_each(keys, jnp.uint32(0)), (num, latent)))
+        parameters = decode_with(params)(normal(fold_each(keys, jnp.uint32(0)), (num, *latent)))
         mean = mean_of(parameters)
         if examples.are_images:
             return mean
@@ -222,14 +226,22 @@ def build(config: Config, optimizer: optax.GradientTransformation, examples: Exa
     )
 
 
+def _latent_shape(config: Config, examples: Examples) -> tuple[int, ...]:
+    sides = tuple(side // 2**_HALVINGS for side in examples.event_shape[:2]) if config.spatial else ()
+    return (*sides, config.latent or 0)
+
+
 def _networks(config: Config, examples: Examples) -> tuple[Net, Net]:
-    from genjax.networks.autoencoder import image_decoder, image_encoder, point_decoder, point_encoder
+    from genjax.networks import autoencoder
+    from genjax.networks.autoencoder import point_decoder, point_encoder
 
     latent, width = config.latent or 0, config.width or 0
     if examples.are_images:
+        encoder = autoencoder.map_encoder if config.spatial else autoencoder.image_encoder
+        decoder = autoencoder.map_decoder if config.spatial else autoencoder.image_decoder
         return (
-            image_encoder(examples.event_shape, 2 * latent, base=width, halvings=_HALVINGS),
-            image_decoder(examples.event_shape, base=width, halvings=_HALVINGS),
+            encoder(examples.event_shape, 2 * latent, base=width, halvings=_HALVINGS),
+            decoder(examples.event_shape, base=width, halvings=_HALVINGS),
         )
     features = (width, width)
     return point_encoder(2 * latent, features=features), point_decoder(2 * examples.event_shape[0], features=features)

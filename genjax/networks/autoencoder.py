@@ -43,11 +43,23 @@ class ImageEncoder(nn.Module):
     def __call__(self, x: Array) -> Array:
         """The output of the last layer, which has no activation."""
         dtype = compute_dtype(jnp.float32, x)
-        hidden = nn.silu(convolution(self.base, dtype, "in")(x))
-        for level in range(1, self.halvings + 1):
-            hidden = nn.silu(convolution(self.base * 2**level, dtype, f"down_{level}", stride=2)(hidden))
+        hidden = _halved(x, self.base, self.halvings, dtype)
         hidden = nn.silu(dense(HIDDEN, dtype, "hidden")(hidden.reshape(len(hidden), -1)))
         return dense(self.outputs, dtype, "out")(hidden)
+
+
+class MapEncoder(nn.Module):
+    """`x [B, H, W, C]` to `[B, H', W', outputs]`, the sides halved."""
+
+    base: int
+    halvings: int
+    outputs: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """The output of the last layer, which has no activation."""
+        dtype = compute_dtype(jnp.float32, x)
+        return convolution(self.outputs, dtype, "out")(_halved(x, self.base, self.halvings, dtype))
 
 
 class ImageDecoder(nn.Module):
@@ -65,9 +77,35 @@ class ImageDecoder(nn.Module):
         coarse = (height // 2**self.halvings, width // 2**self.halvings, self.base * 2**self.halvings)
         hidden = nn.silu(dense(HIDDEN, dtype, "hidden")(z))
         hidden = nn.silu(dense(math.prod(coarse), dtype, "in")(hidden)).reshape(len(z), *coarse)
-        for level in reversed(range(self.halvings)):
-            hidden = nn.silu(convolution(self.base * 2**level, dtype, f"up_{level}")(double(hidden)))
-        return convolution(channels, dtype, "out")(hidden)
+        return convolution(channels, dtype, "out")(_doubled(hidden, self.base, self.halvings, dtype))
+
+
+class MapDecoder(nn.Module):
+    """`z [B, H', W', L]` to `[B, H, W, channels]`, the sides doubled."""
+
+    channels: int
+    base: int
+    halvings: int
+
+    @nn.compact
+    def __call__(self, z: Array) -> Array:
+        """The output of the last layer, which has no activation."""
+        dtype = compute_dtype(jnp.float32, z)
+        hidden = nn.silu(convolution(self.base * 2**self.halvings, dtype, "in")(z))
+        return convolution(self.channels, dtype, "out")(_doubled(hidden, self.base, self.halvings, dtype))
+
+
+def _halved(x: Array, base: int, halvings: int, dtype: jnp.dtype) -> Array:
+    hidden = nn.silu(convolution(base, dtype, "in")(x))
+    for level in range(1, halvings + 1):
+        hidden = nn.silu(convolution(base * 2**level, dtype, f"down_{level}", stride=2)(hidden))
+    return hidden
+
+
+def _doubled(hidden: Array, base: int, halvings: int, dtype: jnp.dtype) -> Array:
+    for level in reversed(range(halvings)):
+        hidden = nn.silu(convolution(base * 2**level, dtype, f"up_{level}")(double(hidden)))
+    return hidden
 
 
 def point_encoder(outputs: int, *, features: tuple[int, ...] = (256, 256)) -> Net:
@@ -100,6 +138,18 @@ def image_decoder(event_shape: tuple[int, ...], *, base: int = 32, halvings: int
     """Convolutions `z [B, L] -> [B, H, W, C]`; arguments and errors of `image_encoder`."""
     check_halvings(event_shape, halvings)
     return from_linen(ImageDecoder(tuple(event_shape), base, halvings))
+
+
+def map_encoder(event_shape: tuple[int, ...], outputs: int, *, base: int = 32, halvings: int = 2) -> Net:
+    """Convolutions `x [B, H, W, C] -> [B, H / 2^halvings, W / 2^halvings, outputs]`, else as `image_encoder`."""
+    check_halvings(event_shape, halvings)
+    return from_linen(MapEncoder(base, halvings, outputs))
+
+
+def map_decoder(event_shape: tuple[int, ...], *, base: int = 32, halvings: int = 2) -> Net:
+    """Convolutions `z [B, H / 2^halvings, W / 2^halvings, L] -> [B, H, W, C]`, else as `image_encoder`."""
+    check_halvings(event_shape, halvings)
+    return from_linen(MapDecoder(event_shape[-1], base, halvings))
 
 
 def check_halvings(event_shape: tuple[int, ...], halvings: int) -> None:

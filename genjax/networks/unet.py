@@ -87,7 +87,8 @@ class UNet(nn.Module):
     @nn.compact
     def __call__(self, x: Array, t: Array, label: Array | None = None) -> Array:
         """The prediction, of the shape and dtype of `x`."""
-        _check_size(x.shape, len(self.multipliers))
+        if x.ndim != 4:
+            raise ValueError(f"x has shape {x.shape}; a unet takes images [B, H, W, C]")
         check_inputs(x, t, label, self.num_classes)
         dtype = compute_dtype(self.dtype, x)
         embed = ConditionEmbedding(4 * self.base, self.base, self.time_scale, self.num_classes, dtype)
@@ -112,24 +113,11 @@ class UNet(nn.Module):
             for _ in range(self.blocks):
                 hidden = block(jnp.concatenate([hidden, skips.pop()], axis=-1), width)
             if level:
-                hidden = convolution(channels[level - 1], dtype)(double(hidden))
+                _, height, image_width, _ = skips[-1].shape
+                doubled = double(hidden)[:, :height, :image_width]
+                hidden = convolution(channels[level - 1], dtype)(doubled)
         hidden = nn.silu(GroupNorm(self.groups)(hidden))
         return convolution(x.shape[-1], dtype, "out", kernel_init=zeros)(hidden).astype(x.dtype)
-
-
-def _check_size(shape: tuple[int, ...], levels: int) -> None:
-    if len(shape) != 4:
-        raise ValueError(f"x has shape {shape}; a unet takes images [B, H, W, C]")
-    factor, (height, width) = 2 ** (levels - 1), shape[1:3]
-    if height % factor == 0 and width % factor == 0:
-        return
-    possible = 1
-    while height % 2**possible == 0 and width % 2**possible == 0:
-        possible += 1
-    raise ValueError(
-        f"images of {height}x{width} cannot be halved {levels - 1} times for {levels} multipliers: "
-        f"pad them to {-(-height // factor) * factor}x{-(-width // factor) * factor} or give at most {possible}"
-    )
 
 
 def unet(
@@ -147,7 +135,7 @@ def unet(
 
     Args:
         base: channels of the first level, a multiple of `groups`.
-        multipliers: channels of each level over `base`; each level but the first has half the side.
+        multipliers: channels of each level over `base`; each level but the first has half the side, rounded up.
         blocks: residual blocks a level, on either way.
         attention: heights at which blocks are followed by self-attention.
         groups: of the group normalisation.
@@ -156,8 +144,8 @@ def unet(
         dtype: of the computation; parameters and moments are float32 or wider, the result has the dtype of x.
 
     Raises:
-        ValueError: `base` is no multiple of `groups`, or there is no multiplier; from `init` and `apply`, an image
-            that cannot be halved, or labels that do not fit.
+        ValueError: `base` is no multiple of `groups`, or there is no multiplier; from `init` and `apply`, what is
+            no image, or labels that do not fit.
 
     >>> import jax
     >>> net = unet(base=8, multipliers=(1, 2), blocks=1, attention=(4,))

@@ -1,5 +1,7 @@
 """Latent diffusion: codes are standardised, the first stage stays, samples are decoded codes; what it refuses."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,7 @@ from genjax.training.steps import adamw
 from genjax.typing import OtherRun
 
 CODES = flow_matching.Config(class_conditional=True, network=NetworkOptions(width=16, depth=1))
+MAPS = dataclasses.replace(CODES, network=NetworkOptions(width=8))
 
 
 def first_stage(data_name="digits", module=vae, **options):
@@ -22,24 +25,26 @@ def first_stage(data_name="digits", module=vae, **options):
     return OtherRun(module.__name__.rpartition(".")[2], method, 0, lambda: params)
 
 
-@pytest.fixture(scope="module")
-def built():
-    dataset, first = data.load("digits"), first_stage(width=4, latent=3)
-    method = latent_diffusion.build(latent_diffusion.Config(codes=CODES), adamw(1e-2, 10), dataset.examples, first)
+@pytest.fixture(scope="module", params=[{"latent": 3}, {"latent": 3, "spatial": True}], ids=["vector", "map"])
+def built(request):
+    dataset, first = data.load("digits"), first_stage(width=4, **request.param)
+    codes = CODES if len(first.method.latent) == 1 else MAPS
+    method = latent_diffusion.build(latent_diffusion.Config(codes=codes), adamw(1e-2, 10), dataset.examples, first)
     batch = loop.example_batch(dataset, 64)
-    return method, first, batch, method.init(jax.random.key(0), batch)
+    return method, first, batch, method.init(jax.random.key(0), batch), codes
 
 
 def test_the_codes_of_the_first_batch_have_mean_0_and_deviation_1(built):
-    _, first, batch, state = built
+    _, first, batch, state, _ = built
     z = np.asarray(first.method.encode(first.params(), jax.random.fold_in(jax.random.key(0), 3), batch.data))
     scaled = (z - np.asarray(state.ema["mean"])) / np.asarray(state.ema["deviation"])
-    np.testing.assert_allclose(scaled.mean(axis=0), 0, atol=1e-5)
-    np.testing.assert_allclose(scaled.std(axis=0), 1, atol=1e-5)
+    channels = scaled.reshape(-1, 3)
+    np.testing.assert_allclose(channels.mean(axis=0), 0, atol=1e-5)
+    np.testing.assert_allclose(channels.std(axis=0), 1, atol=1e-5)
 
 
 def test_training_changes_the_model_and_not_the_first_stage(built):
-    method, first, batch, state = built
+    method, first, batch, state, _ = built
     after, metrics = jax.jit(method.step)(state, batch)
     assert np.isfinite(metrics["loss"])
     for name in ("first_stage", "mean", "deviation"):
@@ -51,13 +56,14 @@ def test_training_changes_the_model_and_not_the_first_stage(built):
 
 
 def test_samples_are_decoded_codes_and_so_is_the_trajectory(built):
-    method, first, _, state = built
+    method, first, _, state, codes = built
     params, label = state.ema, jnp.asarray([1, 2, 3, 4])
     options = dict(steps=3, sampler="euler", label=label, guidance=2.0)
     samples, trajectory = method.sample(params, jax.random.key(0), 4, **options, trace=True)
-    inner = flow_matching.build(CODES, adamw(1e-2, 10), latent_diffusion._codes(data.load("digits").examples, first))
+    inner = flow_matching.build(codes, adamw(1e-2, 10), latent_diffusion._codes(data.load("digits").examples, first))
     z = inner.sample(params["model"], jax.random.key(0), 4, **options)
-    decoded = first.method.decode(first.params(), params["mean"][None] + params["deviation"][None] * z)
+    mean, deviation = (np.asarray(params[name]) for name in ("mean", "deviation"))
+    decoded = first.method.decode(first.params(), jnp.asarray(mean + deviation * np.asarray(z)))
     np.testing.assert_allclose(samples, decoded, atol=1e-5)
     assert samples.shape == (4, 8, 8, 1)
     assert trajectory.x.shape == (4, 4, 8, 8, 1)

@@ -20,6 +20,7 @@ CONFIGS = {
     "moons": {},
     "moons, importance": {"importance_samples": 4},
     "digits": {"width": 4, "latent": 3, "kl_warmup": 2},
+    "digits, map": {"width": 4, "spatial": True},
     "digits, bernoulli": {"width": 4, "latent": 3, "likelihood": "bernoulli"},
     "digits, gaussian": {"width": 4, "latent": 3, "likelihood": "gaussian", "free_bits": 0.1},
 }
@@ -74,6 +75,7 @@ def test_trains_samples_reconstructs_and_bounds(name):
         ({"importance_samples": 5, "beta": 2.0}, Examples((2,)), "do not apply"),
         ({"likelihood": "discretized-logistic"}, Examples((2,)), "these data take gaussian"),
         ({"likelihood": "bernoulli"}, Examples((2,)), "points take gaussian"),
+        ({"spatial": True}, Examples((2,)), "--spatial is for images"),
         ({}, Examples((30, 30, 1), levels=256), "multiple of 4"),
     ],
 )
@@ -129,6 +131,19 @@ def test_the_defaults_follow_the_data():
     assert vae.resolve(vae.Config(), Examples((2,))).likelihood == "gaussian"
     assert vae.resolve(vae.Config(), Examples((8, 8, 1), levels=17)).likelihood == "discretized-logistic"
     assert vae.resolve(vae.Config(), Examples((8, 8, 1))).likelihood == "gaussian"
+
+
+def test_the_code_of_an_image_is_a_map_if_asked():
+    """Of a quarter of its sides; a place of the code is seen by the pixels about it and not by those far off."""
+    examples = Examples((32, 32, 1), levels=256)
+    method = vae.build(vae.Config(spatial=True, latent=3, width=4), adamw(1e-3, 1), examples)
+    images = jax.random.uniform(jax.random.key(0), (2, 32, 32, 1), minval=-1)
+    params = method.init(jax.random.key(1), Batch(images)).ema
+    z = method.encode(params, jax.random.key(2), images)
+    assert z.shape == (2, *method.latent) == (2, 8, 8, 3)
+    changed = method.decode(params, z.at[:, 0, 0].add(1.0)) - method.decode(params, z)
+    assert (np.abs(changed).max(axis=(0, 3))[:4, :4] > 0).all()
+    assert not changed[:, 16:, 16:].any()
 
 
 def test_it_learns_two_modes():
