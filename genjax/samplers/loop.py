@@ -7,13 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from genjax.arrays import as_example_keys, fold_each
+from genjax.samplers import invariants
 from genjax.typing import Array, Denoiser, Key, Knot, Prediction
 
 Memory = Any
-
-_FEW_EXAMPLES = 4
-"""Of so few the keys of all steps are made before the loop, 8 bytes each: a step of so small a batch is short enough that making
-them in it shows."""
 
 
 class Sampler(NamedTuple):
@@ -79,11 +76,8 @@ def sample(
             raise ValueError(f"noise has shape {key.shape}; expected {(steps, *x.shape)}")
         step_keys, key_of = key, lambda noise: noise
     else:
-        example_keys, indices = as_example_keys(key, x.shape[0]), jnp.arange(steps)
-        if example_keys.size <= _FEW_EXAMPLES:
-            step_keys, key_of = jax.vmap(lambda index: fold_each(example_keys, index))(indices), lambda keys: keys
-        else:
-            step_keys, key_of = indices, lambda index: fold_each(example_keys, index)
+        example_keys = as_example_keys(key, x.shape[0])
+        step_keys, key_of = jnp.arange(steps), lambda index: fold_each(example_keys, index)
 
     def advance(carry: tuple[Array, Memory], interval: Any) -> tuple[tuple[Array, Memory], Any]:
         (x, memory), (step_key, now, then) = carry, interval
@@ -93,7 +87,7 @@ def sample(
     now = Knot(*(values[:-1].astype(x.dtype) for values in knots))
     then = Knot(*(values[1:].astype(x.dtype) for values in knots))
     step = jax.checkpoint(advance) if checkpoint else advance
-    (last, _), states = jax.lax.scan(step, (x, sampler.init(x, knots)), (step_keys, now, then))
+    (last, _), states = invariants.scan(step, (x, sampler.init(x, knots)), (step_keys, now, then))
     return (last, jnp.concatenate([x[None], states])) if trace else last
 
 

@@ -12,7 +12,7 @@ from scipy.stats import norm, qmc
 from genjax import oracles, paths, predictions, times
 from genjax.arrays import example_keys, fold_each, normal
 from genjax.predictions import Row
-from genjax.samplers import SAMPLERS, calls_per_step, classifier_free, ddim, ddpm, euler, heun, loop, sample
+from genjax.samplers import SAMPLERS, calls_per_step, classifier_free, ddim, ddpm, euler, heun, sample
 from genjax.typing import Knot, Path, Prediction
 
 REFERENCE = np.load(File(__file__).parents[1] / "reference" / "losses_samplers_weights.npz")
@@ -204,7 +204,7 @@ def test_examples_and_steps_receive_different_noise():
 
 
 def test_keys_made_before_the_loop_are_those_that_it_would_make():
-    few, many = loop._FEW_EXAMPLES, 2 * loop._FEW_EXAMPLES
+    few, many = 4, 64
     keys, x, knots = example_keys(jax.random.key(0), many), quasi_normal(many), uniform_knots(6)
     drawn_before, drawn_within = jax.jit(draw)(keys[:few], x[:few], knots), jax.jit(draw)(keys, x, knots)
     np.testing.assert_allclose(drawn_before, drawn_within[:few], atol=1e-5)
