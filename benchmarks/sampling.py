@@ -53,12 +53,15 @@ def ours(network: str, parameters: str, batch: int, calls: dict[str, int]) -> di
     import jax.numpy as jnp
 
     from benchmarks import networks
-    from genjax import paths, predictions, samplers, times
+    from genjax import cli, drawing, paths, predictions, samplers, times
+    from genjax.arrays import example_keys
 
-    net, params = networks.NETWORKS[network].net, networks.read(parameters)
-    options = networks.compiler_options(network)
+    cli.use_two_devices_of_a_cpu()
+    net, options = networks.NETWORKS[network].net, networks.compiler_options(network)
     x, t = (jnp.asarray(values) for values in networks.inputs(network, batch))
-    path, key = paths.ddpm(paths.linear_betas(TRAIN_STEPS)), jax.random.key(0)
+    keys = example_keys(jax.random.key(0), batch)
+    params, x, t, keys = drawing.over_devices(networks.read(parameters), x, t, keys)
+    path = paths.ddpm(paths.linear_betas(TRAIN_STEPS))
 
     def grid(steps: int) -> Any:
         return paths.knots(path, times.discrete(times.trailing_indices(TRAIN_STEPS, steps), TRAIN_STEPS))
@@ -66,13 +69,13 @@ def ours(network: str, parameters: str, batch: int, calls: dict[str, int]) -> di
     def sampling(name: str, count: int) -> Callable[[], Any]:
         sampler = samplers.SAMPLERS[name](path, first_order_end=True)
 
-        def run(params: Any, key: Any, x: Any, knots: Any) -> Any:
+        def run(params: Any, keys: Any, x: Any, knots: Any) -> Any:
             denoise = predictions.denoiser(net.bind(params), path, predictions.noise)
-            return samplers.sample(sampler, denoise, key, x, knots)
+            return samplers.sample(sampler, denoise, keys, x, knots)
 
         knots = grid(count // samplers.calls_per_step(sampler, x.shape))
         compiled = jax.jit(run, compiler_options=options)
-        return lambda: compiled(params, key, x, knots)
+        return lambda: compiled(params, keys, x, knots)
 
     looped = bare_loop(net, options)
 

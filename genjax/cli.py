@@ -85,6 +85,19 @@ def from_json(options_type: Any, content: Any, where: str) -> Any:
     return options_type(**values)
 
 
+def use_two_devices_of_a_cpu() -> None:
+    """Let JAX see two devices in a CPU of several cores, which share a batch of samples; settings of the environment win.
+
+    On two cores a U-Net samples in 0.9 of the time so: each core runs through the network with half of the batch, and
+    waits for the other at the end, not at every layer.
+    """
+    import jax
+
+    if (os.cpu_count() or 1) > 1 and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        with contextlib.suppress(RuntimeError):  # in a process that computes already
+            jax.config.update("jax_num_cpu_devices", 2)
+
+
 def use_compilation_cache() -> None:
     """Keep compiled programs on disk between runs, one directory a host; JAX's own settings win."""
     import jax

@@ -81,6 +81,7 @@ def main(arguments: list[str]) -> int:
     from genjax.training.run_dir import make_directory, read_config
 
     cli.use_compilation_cache()
+    cli.use_two_devices_of_a_cpu()
     directory = Path(options.run_dir)
     run = runs.restore(read_config(directory), str(directory / "config.json"))
     cli_held_out.check(options, run)
@@ -181,7 +182,7 @@ def _draw(run: Any, params: Any, key: Any, num: int, options: Options, given: di
     import numpy as np
 
     from genjax.arrays import example_keys
-    from genjax.drawing import batch_size_for, draw, jitted_sample
+    from genjax.drawing import batch_size_for, draw, jitted_sample, over_devices
 
     calls: Any = run.method.network_calls(**given, **({} if label is None else {"label": label}))
     counted = calls is None and "counted" in _defaults(run)
@@ -191,12 +192,12 @@ def _draw(run: Any, params: Any, key: Any, num: int, options: Options, given: di
     guidance = given.get("guidance")
     guidance = None if guidance == 1 else guidance
     batch_size = min(options.batch_size or batch_size_for(run.event_shape, num), num)
-    keys = example_keys(key, batch_size)
     part_label = None if label is None else jnp.asarray(np.resize(label, batch_size))
+    given_parts = over_devices(params, example_keys(key, batch_size), part_label)
     scale = None if guidance is None else jnp.float32(guidance)
     print(f"{run.method_name} on {run.data_name}: compiling ...", file=sys.stderr, flush=True)
     start = time.perf_counter()
-    compiled = jitted_sample(run.method, **static).lower(params, keys, part_label, scale).compile()
+    compiled = jitted_sample(run.method, **static).lower(*given_parts, scale).compile()
     compile_seconds = time.perf_counter() - start
     start = time.perf_counter()
     samples = draw(

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from genjax.arrays import example_keys
 from genjax.errors import UserError
@@ -43,6 +44,19 @@ def jitted_sample(method: Method, **options: Any) -> Any:
     return jax.jit(sample, compiler_options=method.compiler_options)
 
 
+def over_devices(params: Params, *of_examples: Any) -> tuple[Any, ...]:
+    """What a jitted function is given, for a call that all devices share: `params` on each, `[B, ...]` in equal parts.
+
+    With one device, or a number of examples that they do not divide, all is as it was.
+    """
+    devices = jax.local_devices()
+    if len(devices) == 1 or jax.tree.leaves(of_examples)[0].shape[0] % len(devices):
+        return params, *of_examples
+    mesh = jax.make_mesh((len(devices),), ("examples",), (AxisType.Auto,), devices=devices)
+    split, whole = NamedSharding(mesh, PartitionSpec("examples")), NamedSharding(mesh, PartitionSpec())
+    return jax.device_put(params, whole), *(jax.device_put(values, split) for values in of_examples)
+
+
 def draw(
     sample: CompiledSample,
     params: Params,
@@ -54,10 +68,10 @@ def draw(
     guidance: float | None = None,
     progress: bool = False,
 ) -> Any:
-    """`num` samples `[num, ...]` in model units, `batch_size` a call; example i depends on (key, i) alone.
+    """`num` samples `[num, ...]` in model units, `batch_size` a call, over all devices; example i depends on (key, i) alone.
 
     Args:
-        sample: from `jitted_sample`, or that compiled ahead of time for `batch_size`.
+        sample: from `jitted_sample`, or that compiled ahead of time for `over_devices` of `batch_size` examples.
         params: what it takes.
         key: one key.
         num: how many.
@@ -67,12 +81,13 @@ def draw(
         progress: show a bar.
     """
     scale = None if guidance is None else jnp.float32(guidance)
+    params, _ = over_devices(params, example_keys(key, batch_size))
 
     def part(start: int) -> Any:
         part_label = None
         if label is not None:
             part_label = jnp.asarray(np.resize(label[start : start + batch_size], batch_size), jnp.int32)
-        return sample(params, example_keys(key, batch_size, start), part_label, scale)
+        return sample(*over_devices(params, example_keys(key, batch_size, start), part_label), scale)
 
     return in_batches(part, num, batch_size=batch_size, progress=progress)
 
