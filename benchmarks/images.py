@@ -1,16 +1,17 @@
 """Quality and cost of trained image models on MNIST, in one table.
 
-    python -m benchmarks.images RUN_DIR [RUN_DIR ...] --data-dir DIR
+    python -m benchmarks.images RUN_DIR [RUN_DIR ...] --data-dir DIR [--table latents]
 
 A classifier is trained on the training images first. Each run then draws 2,000 images by its defaults, classes in turn where
 it has any; told are the Frechet distance of the classifier's 64 features to those of 8,000 test images (the floor is that of the
 other 2,000, every fifth), the share of images that the classifier gives the class that was asked for, and the time of
-a sample in batches of 64, alternating between the runs. Writes the table of `benchmarks/README.md`.
+a sample in batches of 64, alternating between the runs. Writes a table of `benchmarks/README.md`: of methods, or of one network on
+pixels and on the codes of an autoencoder.
 """
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ from genjax import runs
 from genjax.arrays import example_keys
 from genjax.drawing import draw, jitted_sample
 from genjax.errors import UsageError
+from genjax.methods.network_options import NetworkOptions
 from genjax.metrics.frechet import frechet_distance
 from genjax.networks.autoencoder import image_encoder
 from genjax.training import data, loop
@@ -42,6 +44,8 @@ class Options:
     """directories that train.py wrote, of runs on mnist"""
     data_dir: str | None = None
     """where the files of mnist are"""
+    table: Literal["images", "latents"] = "images"
+    """which table to write"""
 
 
 def classifier(dataset: Any) -> tuple[Any, Any]:
@@ -77,6 +81,12 @@ def in_parts(function: Any, images: np.ndarray) -> np.ndarray:
     return np.concatenate([np.asarray(function(jnp.asarray(part))) for part in np.split(images, len(images) // 500)])
 
 
+def network_of(config: dict[str, Any]) -> str:
+    """In a few words; empty where a method has a network of its own kind."""
+    options = config.get("network") or config.get("codes", {}).get("network")
+    return str(NetworkOptions(**options)) if options else ""
+
+
 def main() -> None:
     """Measure and write the table."""
     options = tyro.cli(Options, description=__doc__)
@@ -96,7 +106,7 @@ def main() -> None:
     of_test = in_parts(features, test)
     held_out, reference = of_test[every_fifth], of_test[~every_fifth]
     floor = float(frechet_distance(jnp.asarray(held_out), jnp.asarray(reference)))
-    rows = [["test images", "", "", f"{floor:.2f}", f"{100 * accuracy:.1f} %"]]
+    rows = [["test images", "", "", "", f"{floor:.2f}", f"{100 * accuracy:.1f} %"]]
     one_batch, label = example_keys(jax.random.key(1), BATCH), jnp.arange(BATCH, dtype=jnp.int32) % dataset.num_classes
     calls = [
         lambda run=run, params=params, sample=sample: sample(
@@ -105,7 +115,7 @@ def main() -> None:
         for _, run, params, sample in models
     ]
     seconds = timing.alternate(calls, rounds=5, warmup=1)
-    for (name, run, params, sample), taken in zip(models, seconds, strict=True):
+    for directory, (name, run, params, sample), taken in zip(options.runs, models, seconds, strict=True):
         labels = np.arange(NUM, dtype=np.int32) % dataset.num_classes if run.class_conditional else None
         images = np.asarray(draw(sample, params, jax.random.key(0), NUM, batch_size=BATCH, label=labels))
         images = np.asarray(dataset.scaling.to_model(np.round(np.asarray(run.scaling.to_data(images)))))
@@ -113,10 +123,19 @@ def main() -> None:
         right = "" if labels is None else f"{100 * (in_parts(logits, images).argmax(axis=1) == labels).mean():.1f} %"
         per_sample = 1e3 * timing.summary(taken).median / BATCH
         calls_made = run.method.network_calls(**({} if labels is None else {"label": label}))
-        rows.append([name, str(calls_made), f"{per_sample:.2f}", f"{distance:.2f}", right])
+        rows.append(
+            [
+                name,
+                network_of(read_config(directory)["config"]),
+                str(calls_made),
+                f"{per_sample:.2f}",
+                f"{distance:.2f}",
+                right,
+            ]
+        )
         print(rows[-1], flush=True)
-    header = ["run", "network calls", "ms a sample", "Frechet distance of features", "of the class asked for"]
-    report.write_table("images", header, rows)
+    header = ["run", "network", "calls", "ms a sample", "Frechet distance of features", "of the class asked for"]
+    report.write_table(options.table, header, rows)
 
 
 if __name__ == "__main__":

@@ -113,8 +113,7 @@ def _announce(name: str, dataset: Any, config: Any, options: Any, directory: Pat
     print(f"{name} on {dataset.name}: {len(dataset.train.data)} {kind} of {shape}{classes}")
     network = getattr(config, "network", None)
     if network is not None:
-        patch = f", patch {network.patch}" if network.network == "dit" else ""
-        print(f"  network   {network.network}, width {network.width}, depth {network.depth}{patch}")
+        print(f"  network   {network}")
     print(
         f"  training  {options.steps} steps of {options.batch_size} examples, learning rate "
         f"{options.learning_rate:g} ({options.schedule}, {options.warmup} steps of warm-up), seed {options.seed}"

@@ -18,7 +18,7 @@ from genjax.errors import UserError
 from genjax.training.data import Dataset, Scaling, load
 from genjax.typing import Array, Key, Method, Params
 
-CompiledSample = Callable[[Params, Key, Array | None, Array | None], Any]
+CompiledSample = Callable[..., Any]
 
 
 MOST_CLASS_COLUMNS = 16

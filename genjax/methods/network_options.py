@@ -34,6 +34,12 @@ class NetworkOptions:
     bfloat16: bool = False
     """compute in bfloat16; parameters stay float32"""
 
+    def __str__(self) -> str:
+        """What is set, in a few words."""
+        named = {"width": self.width, "depth": self.depth, "resolutions": self.resolutions, "patch": self.patch}
+        sizes = [f"{name} {value}" for name, value in named.items() if value is not None]
+        return ", ".join([self.network or "default", *sizes, *(["bfloat16"] if self.bfloat16 else [])])
+
 
 def resolve(options: NetworkOptions, event_shape: tuple[int, ...]) -> NetworkOptions:
     """`options` with every default chosen for examples of `event_shape`.
