@@ -66,11 +66,11 @@ class Worker:
     included. Raises Missing where an import fails.
     """
 
-    def __init__(self, build: str, arguments: dict[str, Any], *, threads: int) -> None:
+    def __init__(self, build: str, arguments: dict[str, Any], *, threads: int, python: str) -> None:
         counts = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
         environment = os.environ | counts | {"GENJAX_BENCHMARK_THREADS": str(threads)}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.worker"],
+            [python, "-m", "benchmarks.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -124,14 +124,14 @@ class Worker:
 
 
 @contextmanager
-def workers(**builds: tuple[str, dict[str, Any]]) -> Iterator[dict[str, Worker | None]]:
-    """A worker for each build, by name; None for one whose packages are not installed, which is said."""
+def workers(python: str = sys.executable, **builds: tuple[str, dict[str, Any]]) -> Iterator[dict[str, Worker | None]]:
+    """A worker for each build, by name, of this interpreter; None for one whose packages are not installed, which is said."""
     threads = os.cpu_count() or 1
     with ExitStack() as stack:
         made: dict[str, Worker | None] = {}
         for name, (build, arguments) in builds.items():
             try:
-                made[name] = Worker(build, arguments, threads=threads)
+                made[name] = Worker(build, arguments, threads=threads, python=python)
             except Missing as missing:
                 print(f"{name} is left out: {missing}", file=sys.stderr, flush=True)
                 made[name] = None
