@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from genjax import cli
 from genjax.arrays import example_keys, normal
 from genjax.drawing import draw, jitted_sample, over_devices
 from genjax.typing import Method
@@ -54,3 +55,19 @@ def test_samples_do_not_depend_on_the_number_of_devices(tmp_path, devices):
         assert found["parts"].tolist() == [devices, 1]
         for samples in found["samples"]:
             np.testing.assert_allclose(samples, drawn(NUM), atol=1e-6)
+
+
+@pytest.mark.parametrize(("flags", "expected"), [("", min(2, os.cpu_count() or 1)), ("3", 3)])
+def test_a_cpu_has_two_devices_unless_the_environment_says_otherwise(flags, expected):
+    program = "import jax; from genjax import cli; cli.use_two_devices_of_a_cpu(); print(len(jax.devices()))"
+    given = f"--xla_force_host_platform_device_count={flags}" if flags else ""
+    environment = {**os.environ, "XLA_FLAGS": given, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", program]
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert int(finished.stdout) == expected
+
+
+def test_a_process_that_computes_already_keeps_its_devices():
+    before = jax.devices()
+    cli.use_two_devices_of_a_cpu()
+    assert jax.devices() == before
