@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from genjax.networks.dit import dit
+from genjax.networks.layers import selu
 from genjax.networks.mlp import mlp
 from genjax.networks.unet import unet
 from genjax.training import compilation
@@ -28,7 +29,7 @@ class Timed(NamedTuple):
 
 NETWORKS = {
     "mlp": Timed("2-D MLP 3x256", mlp((256, 256, 256)), (2,), False),
-    "mlp-64": Timed("2-D MLP 3x64", mlp((64, 64, 64), activation=jax.nn.selu, time_features=0), (2,), False),
+    "mlp-64": Timed("2-D MLP 3x64", mlp((64, 64, 64), activation=selu, time_features=0), (2,), False),
     "unet": Timed("U-Net 28x28, base 32", unet(), (28, 28, 1), True),
     "dit": Timed("DiT 28x28, patch 4, width 256, depth 6", dit(), (28, 28, 1), False),
 }

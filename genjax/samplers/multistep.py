@@ -120,7 +120,7 @@ class _Weights(NamedTuple):
 class _Memory(NamedTuple):
     number: Array
     weights: _Weights
-    past: tuple[Array, ...]
+    past: Array
 
 
 def _row(weights: _Weights, index: Array) -> _Weights:
@@ -131,9 +131,21 @@ def _in_dtype(weights: _Weights, dtype: jnp.dtype) -> _Weights:
     return _Weights(*(values.astype(dtype) for values in weights))
 
 
-def _weighted_past(x: Array, weights: Array, past: tuple[Array, ...]) -> Array:
-    for number, estimate in enumerate(past):
-        x = x + weights[number] * estimate
+def _by_slot(weights: Array, slots: int) -> Array:
+    """`weights [steps, n]` of past estimates, newest first, as `[steps, slots]` of the ring that `_remember` fills."""
+    step, slot = jnp.arange(len(weights))[:, None], jnp.arange(slots)[None]
+    padded = jnp.pad(weights, ((0, 0), (0, slots - weights.shape[1])))
+    return jnp.take_along_axis(padded, (step - 1 - slot) % slots, axis=1) if slots else padded
+
+
+def _remember(past: Array, number: Array, newest: Array) -> Array:
+    """The ring `[slots, B, ...]` with the estimate of step `number` in the place of the oldest one, the rest where it was."""
+    return jax.lax.dynamic_update_index_in_dim(past, newest, number % len(past), 0) if len(past) else past
+
+
+def _weighted_past(x: Array, weights: Array, past: Array) -> Array:
+    for slot in range(len(past)):
+        x = x + weights[slot] * past[slot]
     return x
 
 
@@ -144,7 +156,8 @@ def _linear_multistep(
 
     def init(x: Array, knots: Knot) -> _Memory:
         weights = _in_dtype(weights_of(knots), x.dtype)
-        return _Memory(jnp.asarray(0), weights, (jnp.zeros_like(x),) * (order - 1))
+        weights = weights._replace(past=_by_slot(weights.past, order - 1))
+        return _Memory(jnp.asarray(0), weights, jnp.zeros((order - 1, *x.shape), x.dtype))
 
     def step(denoise: Denoiser, key: Key, x: Array, memory: _Memory, now: Knot, then: Knot) -> tuple[Array, _Memory]:
         weights = _row(memory.weights, memory.number)
@@ -156,7 +169,7 @@ def _linear_multistep(
         if draws:
             x = x + weights.fresh * normal(key, x.shape, x.dtype)
         newest = data if estimate == "data" else noise
-        return x, _Memory(memory.number + 1, memory.weights, (newest, *memory.past)[: order - 1])
+        return x, _Memory(memory.number + 1, memory.weights, _remember(memory.past, memory.number, newest))
 
     return Sampler(init, step)
 
@@ -366,7 +379,7 @@ class _CorrectedMemory(NamedTuple):
     predictor: _Weights
     corrector: _Correction
     before: Array
-    past: tuple[Array, ...]
+    past: Array
 
 
 def unipc(
@@ -396,8 +409,11 @@ def unipc(
 
     def init(x: Array, knots: Knot) -> _CorrectedMemory:
         predictor = _in_dtype(_data_weights(knots, rules), x.dtype)
+        predictor = predictor._replace(past=_by_slot(predictor.past, order))
         correction = _Correction(*(values.astype(x.dtype) for values in _correction(knots, rules)))
-        return _CorrectedMemory(jnp.asarray(0), predictor, correction, jnp.zeros_like(x), (jnp.zeros_like(x),) * order)
+        correction = correction._replace(past=_by_slot(correction.past, order))
+        past = jnp.zeros((order, *x.shape), x.dtype)
+        return _CorrectedMemory(jnp.asarray(0), predictor, correction, jnp.zeros_like(x), past)
 
     def step(
         denoise: Denoiser, key: Key, x: Array, memory: _CorrectedMemory, now: Knot, then: Knot
@@ -407,8 +423,8 @@ def unipc(
         corrected = correct.own * x + correct.before * memory.before + correct.now * data
         corrected = _weighted_past(corrected, correct.past, memory.past)
         predict = _row(memory.predictor, memory.number)
-        x = _weighted_past(predict.x * corrected + predict.data * data, predict.past, memory.past[: order - 1])
-        past = (data, *memory.past)[:order]
+        x = _weighted_past(predict.x * corrected + predict.data * data, predict.past, memory.past)
+        past = _remember(memory.past, memory.number, data)
         return x, _CorrectedMemory(memory.number + 1, memory.predictor, memory.corrector, corrected, past)
 
     return Sampler(init, step)

@@ -1,9 +1,10 @@
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from genjax.networks.layers import compute_dtype, group_norm, layer_norm, parameter_dtype, self_attention
+from genjax.networks.layers import compute_dtype, group_norm, layer_norm, parameter_dtype, self_attention, selu
 
 
 def _images(dtype=jnp.float32):
@@ -98,3 +99,10 @@ def test_dtypes_follow_what_is_asked_and_what_is_given(float64):
         jnp.float32,
         jnp.float64,
     ]
+
+
+def test_selu_is_that_of_jax_and_so_is_its_slope():
+    x = jnp.concatenate([jnp.linspace(-100, 100, 2001), jnp.linspace(-1e-3, 1e-3, 21)])
+    np.testing.assert_allclose(selu(x), jax.nn.selu(x), rtol=1e-6, atol=3e-7)
+    slopes = (jax.vmap(jax.grad(function))(x[x != 0]) for function in (selu, jax.nn.selu))
+    np.testing.assert_allclose(*slopes, rtol=1e-6, atol=1e-6)
