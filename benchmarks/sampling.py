@@ -472,7 +472,7 @@ def draw(by_case: dict[str, Any], file: Path) -> None:
     axes.set_yticks(range(len(names)), names)
     axes.set_xlabel("time / floor: the bare network in a loop of as many calls")
     axes.grid(visible=True, axis="x", color="#e5e5e5")
-    axes.legend(frameon=False)
+    figure.legend(loc="outside lower center", ncols=len(by_case), frameon=False)
     figure.savefig(file, dpi=120)
 
 
