@@ -93,7 +93,8 @@ def use_two_devices_of_a_cpu() -> None:
     """
     import jax
 
-    if (os.cpu_count() or 1) > 1 and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    by_flag = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if (os.cpu_count() or 1) > 1 and not by_flag and "JAX_NUM_CPU_DEVICES" not in os.environ:
         with contextlib.suppress(RuntimeError):  # in a process that computes already
             jax.config.update("jax_num_cpu_devices", 2)
 

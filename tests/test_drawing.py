@@ -57,11 +57,18 @@ def test_samples_do_not_depend_on_the_number_of_devices(tmp_path, devices):
             np.testing.assert_allclose(samples, drawn(NUM), atol=1e-6)
 
 
-@pytest.mark.parametrize(("flags", "expected"), [("", min(2, os.cpu_count() or 1)), ("3", 3)])
-def test_a_cpu_has_two_devices_unless_the_environment_says_otherwise(flags, expected):
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ({}, min(2, os.cpu_count() or 1)),
+        ({"XLA_FLAGS": "--xla_force_host_platform_device_count=3"}, 3),
+        ({"JAX_NUM_CPU_DEVICES": "3"}, 3),
+        ({"JAX_NUM_CPU_DEVICES": "1"}, 1),
+    ],
+)
+def test_a_cpu_has_two_devices_unless_the_environment_says_otherwise(setting, expected):
     program = "import jax; from genjax import cli; cli.use_two_devices_of_a_cpu(); print(len(jax.devices()))"
-    given = f"--xla_force_host_platform_device_count={flags}" if flags else ""
-    environment = {**os.environ, "XLA_FLAGS": given, "JAX_PLATFORMS": "cpu"}
+    environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", **setting}
     command = [sys.executable, "-c", program]
     finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert int(finished.stdout) == expected
