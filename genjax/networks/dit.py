@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from genjax.networks.embeddings import ConditionEmbedding, check_inputs, positions_2d
 from genjax.networks.initialisation import zeros
-from genjax.networks.layers import compute_dtype, dense, layer_norm, self_attention
+from genjax.networks.layers import compute_dtype, dense, layer_norm, rows, self_attention
 from genjax.networks.net import from_linen
 from genjax.typing import Array, Net
 
@@ -23,9 +23,9 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Array, condition: Array) -> Array:
         """Tokens `x [B, N, D]` and `condition [B, D]` to `[B, N, D]`."""
-        width = x.shape[-1]
+        _, tokens, width = x.shape
         modulation = dense(6 * width, self.dtype, "modulation", kernel_init=zeros)(nn.silu(condition))
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(modulation[:, None, :], 6, axis=-1)
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(rows(modulation, tokens), 6, axis=-1)
         qkv = dense(3 * width, self.dtype, "qkv")(layer_norm(x) * (1 + scale_a) + shift_a)
         x = x + gate_a * dense(width, self.dtype, "attended")(self_attention(qkv, self.heads))
         hidden = dense(4 * width, self.dtype, "widen")(layer_norm(x) * (1 + scale_m) + shift_m)
@@ -50,19 +50,19 @@ class DiT(nn.Module):
         check_inputs(x, t, label, self.num_classes)
         dtype = compute_dtype(self.dtype, x)
         batch, height, width, channels = x.shape
-        side, rows, columns = self.patch, height // self.patch, width // self.patch
-        patches = x.reshape(batch, rows, side, columns, side, channels).swapaxes(2, 3)
-        tokens = patches.reshape(batch, rows * columns, side * side * channels).astype(dtype)
-        positions = jnp.asarray(positions_2d(rows, columns, self.width), dtype)
+        side, down, across = self.patch, height // self.patch, width // self.patch
+        patches = x.reshape(batch, down, side, across, side, channels).swapaxes(2, 3)
+        tokens = patches.reshape(batch, down * across, side * side * channels).astype(dtype)
+        positions = jnp.asarray(positions_2d(down, across, self.width), dtype)
         tokens = dense(self.width, dtype, "embed")(tokens) + positions[None]
         condition = ConditionEmbedding(self.width, 256, self.time_scale, self.num_classes, dtype)(t, label)
         for _ in range(self.depth):
             tokens = Block(self.heads, dtype)(tokens, condition)
         modulation = dense(2 * self.width, dtype, "modulation", kernel_init=zeros)(nn.silu(condition))
-        shift, scale = jnp.split(modulation[:, None, :], 2, axis=-1)
+        shift, scale = jnp.split(rows(modulation, down * across), 2, axis=-1)
         tokens = layer_norm(tokens) * (1 + scale) + shift
         patches = dense(side * side * channels, dtype, "out", kernel_init=zeros)(tokens)
-        patches = patches.reshape(batch, rows, columns, side, side, channels).swapaxes(2, 3)
+        patches = patches.reshape(batch, down, across, side, side, channels).swapaxes(2, 3)
         return patches.reshape(x.shape).astype(x.dtype)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from genjax.networks import initialisation
 from genjax.networks.initialisation import Initializer
@@ -25,16 +26,70 @@ def parameter_dtype(dtype: Any) -> jnp.dtype:
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def dense(features: int, dtype: jnp.dtype, name: str | None = None, kernel_init: Initializer = _FAN_IN) -> nn.Dense:
+def rows(values: Array, count: int) -> Array:
+    """`values [..., C]` as each of `count` rows: `[..., count, C]`.
+
+    A product with ones, because its transpose, the sum of rows in every gradient of a bias, is one as well: XLA:CPU takes
+    several times as long to reduce columns.
+
+    >>> rows(jnp.asarray([1.0, 2.0]), 2).tolist()
+    [[1.0, 2.0], [1.0, 2.0]]
+    """
+    values = values[..., None, :]
+    return jnp.matmul(jnp.ones((*values.shape[:-2], count, 1), values.dtype), values, precision="highest")
+
+
+class Dense(nn.Module):
+    """`x W + b` of the last axis, all others in one: of several, XLA:CPU copies the cotangent for the gradient of W."""
+
+    features: int
+    dtype: jnp.dtype
+    kernel_init: Initializer
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """`[..., D]` to `[..., features]`."""
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), parameter_dtype(self.dtype))
+        bias = self.param("bias", initialisation.zeros, (self.features,), parameter_dtype(self.dtype))
+        dtype = compute_dtype(self.dtype, x)
+        flat = x.reshape(-1, x.shape[-1]).astype(dtype)
+        outputs = flat @ kernel.astype(dtype) + rows(bias.astype(dtype), len(flat))
+        return outputs.reshape(*x.shape[:-1], self.features)
+
+
+class Conv(nn.Module):
+    """A convolution of `[B, H, W, C]` with bias."""
+
+    features: int
+    kernel: tuple[int, int]
+    dtype: jnp.dtype
+    kernel_init: Initializer
+    stride: int = 1
+    dilation: int = 1
+    padding: str | tuple[tuple[int, int], tuple[int, int]] = "SAME"
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """`[B, H, W, C]` to `[B, H', W', features]`."""
+        shape = (*self.kernel, x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, parameter_dtype(self.dtype))
+        bias = self.param("bias", initialisation.zeros, (self.features,), parameter_dtype(self.dtype))
+        dtype = compute_dtype(self.dtype, x)
+        outputs = jax.lax.conv_general_dilated(
+            x.astype(dtype),
+            kernel.astype(dtype),
+            (self.stride, self.stride),
+            self.padding,
+            rhs_dilation=(self.dilation, self.dilation),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        flat = outputs.reshape(-1, self.features)
+        return (flat + rows(bias.astype(dtype), len(flat))).reshape(outputs.shape)
+
+
+def dense(features: int, dtype: jnp.dtype, name: str | None = None, kernel_init: Initializer = _FAN_IN) -> Dense:
     """`x W + b`, by default `W ~ N(0, 1 / fan in)` and `b = 0`."""
-    return nn.Dense(
-        features,
-        dtype=dtype,
-        param_dtype=parameter_dtype(dtype),
-        kernel_init=kernel_init,
-        bias_init=initialisation.zeros,
-        name=name,
-    )
+    return Dense(features, dtype, kernel_init, name=name)
 
 
 def convolution(
@@ -43,18 +98,9 @@ def convolution(
     name: str | None = None,
     stride: int = 1,
     kernel_init: Initializer = _FAN_IN,
-) -> nn.Conv:
+) -> Conv:
     """A 3x3 convolution with zero padding, initialised like `dense`."""
-    return nn.Conv(
-        features,
-        (3, 3),
-        strides=stride,
-        dtype=dtype,
-        param_dtype=parameter_dtype(dtype),
-        kernel_init=kernel_init,
-        bias_init=initialisation.zeros,
-        name=name,
-    )
+    return Conv(features, (3, 3), dtype, kernel_init, stride, name=name)
 
 
 def double(x: Array) -> Array:
@@ -98,6 +144,9 @@ def check_label(x: Array, label: Array | None, num_classes: int) -> None:
 def group_norm(x: Array, groups: int, gain: Array, shift: Array, epsilon: float = 1e-5) -> Array:
     """`(x - mean) / sqrt(variance + epsilon) * gain + shift`, moments over pixels and the channels of a group.
 
+    Sums, and what each channel has of its group's, are products of matrices: XLA:CPU neither vectorises a reduction over
+    pixels nor a loop that looks up the group of a channel.
+
     Args:
         x: `[B, H, W, C]`; moments are taken in float32 or wider.
         groups: divides C.
@@ -110,18 +159,19 @@ def group_norm(x: Array, groups: int, gain: Array, shift: Array, epsilon: float 
     batch, height, width, channels = x.shape
     dtype = parameter_dtype(x.dtype)
     pixels = x.reshape(batch, height * width, channels).astype(dtype)
-    weights = jnp.full((height * width,), 1 / (height * width), dtype)
-    by_group = (-1, groups, channels // groups)
+    ones = jnp.ones((batch, 1, height * width), dtype)
+    group = np.arange(channels) // (channels // groups)
+    share = jnp.asarray((group[:, None] == group) * (groups / pixels[0].size), dtype)
 
     def group_mean(values: Array) -> Array:
-        channel_means = jnp.einsum("bpc,p->bc", values, weights, precision="highest")
-        return jnp.mean(channel_means.reshape(by_group), axis=-1, keepdims=True)
+        sums = jnp.matmul(ones, values, precision="highest")[:, 0]
+        return jnp.matmul(sums, share, precision="highest")
 
     mean = group_mean(pixels)
     variance = jnp.maximum(group_mean(jnp.square(pixels)) - jnp.square(mean), 0)
-    scale = jax.lax.rsqrt(variance + epsilon) * gain.astype(dtype).reshape(by_group)
-    offset = shift.astype(dtype).reshape(by_group) - mean * scale
-    normalised = pixels * scale.reshape(batch, 1, channels) + offset.reshape(batch, 1, channels)
+    scale = jax.lax.rsqrt(variance + epsilon) * gain.astype(dtype)
+    offset = shift.astype(dtype) - mean * scale
+    normalised = pixels * rows(scale, height * width) + rows(offset, height * width)
     return normalised.reshape(x.shape).astype(x.dtype)
 
 

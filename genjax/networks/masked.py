@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from genjax.networks import initialisation
-from genjax.networks.layers import check_label, compute_dtype, dense, parameter_dtype, table
+from genjax.networks.layers import Conv, check_label, compute_dtype, dense, table
 from genjax.networks.net import from_linen
 from genjax.typing import Array, Net, Params
 
@@ -235,22 +235,15 @@ def pixelcnn(event_shape: tuple[int, ...], outputs: int, *, width: int, depth: i
     return PixelNet(net.init, net.apply, part(PixelCNN.above), part(PixelCNN.along), part(PixelCNN.pixels))
 
 
-def _causal_convolution(features: int, kernel: tuple[int, int], dilation: int = 1) -> nn.Conv:
+def _causal_convolution(features: int, kernel: tuple[int, int], dilation: int = 1) -> Conv:
     """A convolution that sees its own row and those above, and of a kernel of one row what is on the left."""
     rows, columns = kernel
     sides = (dilation, dilation) if rows > 1 else (dilation * (columns - 1), 0)
-    return nn.Conv(
-        features,
-        (rows, columns),
-        kernel_dilation=dilation,
-        padding=((dilation * (rows - 1), 0), sides),
-        param_dtype=parameter_dtype(jnp.float32),
-        kernel_init=initialisation.normal(),
-        bias_init=initialisation.zeros,
-    )
+    padding = ((dilation * (rows - 1), 0), sides)
+    return Conv(features, kernel, jnp.dtype(jnp.float32), initialisation.normal(), dilation=dilation, padding=padding)
 
 
-def _pointwise(features: int) -> nn.Conv:
+def _pointwise(features: int) -> Conv:
     return _causal_convolution(features, (1, 1))
 
 
