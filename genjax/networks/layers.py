@@ -58,7 +58,7 @@ class Dense(nn.Module):
 
 
 class Conv(nn.Module):
-    """A convolution of `[B, H, W, C]` with bias."""
+    """A convolution of `[B, H, W, C]` with bias, or of that image doubled by nearest neighbours (3x3 alone)."""
 
     features: int
     kernel: tuple[int, int]
@@ -67,6 +67,7 @@ class Conv(nn.Module):
     stride: int = 1
     dilation: int = 1
     padding: str | tuple[tuple[int, int], tuple[int, int]] = "SAME"
+    doubled: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -75,14 +76,16 @@ class Conv(nn.Module):
         kernel = self.param("kernel", self.kernel_init, shape, parameter_dtype(self.dtype))
         bias = self.param("bias", initialisation.zeros, (self.features,), parameter_dtype(self.dtype))
         dtype = compute_dtype(self.dtype, x)
-        outputs = jax.lax.conv_general_dilated(
-            x.astype(dtype),
-            kernel.astype(dtype),
-            (self.stride, self.stride),
-            self.padding,
-            rhs_dilation=(self.dilation, self.dilation),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        if self.doubled:
+            outputs = convolve_doubled(x.astype(dtype), kernel)
+        else:
+            outputs = _convolve(
+                x.astype(dtype),
+                kernel.astype(dtype),
+                padding=self.padding,
+                stride=self.stride,
+                dilation=self.dilation,
+            )
         flat = outputs.reshape(-1, self.features)
         return (flat + rows(bias.astype(dtype), len(flat))).reshape(outputs.shape)
 
@@ -98,14 +101,47 @@ def convolution(
     name: str | None = None,
     stride: int = 1,
     kernel_init: Initializer = _FAN_IN,
+    *,
+    doubled: bool = False,
 ) -> Conv:
-    """A 3x3 convolution with zero padding, initialised like `dense`."""
-    return Conv(features, (3, 3), dtype, kernel_init, stride, name=name)
+    """A 3x3 convolution with zero padding, initialised like `dense`; of the image `doubled` by nearest neighbours, if so."""
+    return Conv(features, (3, 3), dtype, kernel_init, stride, doubled=doubled, name=name)
 
 
-def double(x: Array) -> Array:
-    """Nearest-neighbour enlargement, `[B, H, W, C]` to `[B, 2H, 2W, C]`."""
-    return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+def convolve_doubled(x: Array, kernel: Array) -> Array:
+    """The convolution with zero padding of `x` doubled by nearest neighbours, at less than half of its cost.
+
+    Of three neighbouring rows of the doubled image two are one row of `x`. So its pixels of each parity are a convolution
+    of `x` with 2x2 sums of the kernel: 16 products in the place of 36.
+
+    Args:
+        x: `[B, H, W, C]`.
+        kernel: `[3, 3, C, F]`.
+
+    Returns:
+        `[B, 2H, 2W, F]`.
+    """
+    batch, height, width, _ = x.shape
+    tap_of_row = np.asarray([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])  # [parity, tap, row of the kernel]
+    taps = jnp.asarray(tap_of_row, kernel.dtype)
+    kernels = jnp.einsum("aur,bvs,rscf->abuvcf", taps, taps, kernel, precision="highest").astype(x.dtype)
+
+    def row_parity(a: int) -> Array:
+        paddings = [((1 - a, a), (1 - b, b)) for b in (0, 1)]
+        return jnp.stack([_convolve(x, kernels[a, b], padding=paddings[b]) for b in (0, 1)], axis=3)
+
+    return jnp.stack([row_parity(a) for a in (0, 1)], axis=2).reshape(batch, 2 * height, 2 * width, kernel.shape[-1])
+
+
+def _convolve(x: Array, kernel: Array, *, padding: Any, stride: int = 1, dilation: int = 1) -> Array:
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        padding,
+        rhs_dilation=(dilation, dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
 
 
 def selu(x: Array) -> Array:

@@ -13,7 +13,6 @@ from genjax.networks.layers import (
     compute_dtype,
     convolution,
     dense,
-    double,
     group_norm,
     parameter_dtype,
     self_attention,
@@ -114,8 +113,8 @@ class UNet(nn.Module):
                 hidden = block(jnp.concatenate([hidden, skips.pop()], axis=-1), width)
             if level:
                 _, height, image_width, _ = skips[-1].shape
-                doubled = double(hidden)[:, :height, :image_width]
-                hidden = convolution(channels[level - 1], dtype)(doubled)
+                doubled = convolution(channels[level - 1], dtype, doubled=True)(hidden)
+                hidden = doubled[:, :height, :image_width]
         hidden = nn.silu(GroupNorm(self.groups)(hidden))
         return convolution(x.shape[-1], dtype, "out", kernel_init=zeros)(hidden).astype(x.dtype)
 

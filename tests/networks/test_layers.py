@@ -4,7 +4,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from genjax.networks.layers import compute_dtype, group_norm, layer_norm, parameter_dtype, self_attention, selu
+from genjax.networks.layers import (
+    compute_dtype,
+    convolution,
+    convolve_doubled,
+    dense,
+    group_norm,
+    layer_norm,
+    parameter_dtype,
+    rows,
+    self_attention,
+    selu,
+)
 
 
 def _images(dtype=jnp.float32):
@@ -106,3 +117,47 @@ def test_selu_is_that_of_jax_and_so_is_its_slope():
     np.testing.assert_allclose(selu(x), jax.nn.selu(x), rtol=1e-6, atol=3e-7)
     slopes = (jax.vmap(jax.grad(function))(x[x != 0]) for function in (selu, jax.nn.selu))
     np.testing.assert_allclose(*slopes, rtol=1e-6, atol=1e-6)
+
+
+def test_rows_are_copies_and_their_gradient_is_a_sum(float64):
+    values = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3)))
+    weights = jnp.asarray(np.random.default_rng(1).normal(size=(2, 5, 3)))
+    np.testing.assert_array_equal(rows(values, 5), np.repeat(np.asarray(values)[:, None], 5, axis=1))
+    slope = jax.grad(lambda values: jnp.sum(rows(values, 5) * weights))(values)
+    np.testing.assert_allclose(slope, np.sum(weights, axis=1), rtol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("ours", "flax", "shape"),
+    [
+        (dense(4, jnp.float64), nn.Dense(4), (2, 3)),
+        (dense(4, jnp.float64), nn.Dense(4), (2, 5, 6, 3)),
+        (convolution(4, jnp.float64), nn.Conv(4, (3, 3)), (2, 5, 6, 3)),
+        (convolution(4, jnp.float64, stride=2), nn.Conv(4, (3, 3), strides=2), (2, 5, 6, 3)),
+    ],
+    ids=["dense", "dense of images", "convolution", "strided"],
+)
+def test_layers_and_their_gradients_are_those_of_flax(ours, flax, shape, float64):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=shape))
+    params = flax.init(jax.random.key(0), x)["params"] | {"bias": jnp.arange(4.0)}
+
+    def squares(module):
+        return lambda params, x: jnp.sum(module.apply({"params": params}, x) ** 2)
+
+    assert jax.tree.map(jnp.shape, flax.init(jax.random.key(0), x)) == jax.tree.map(
+        jnp.shape, nn.unbox(ours.init(jax.random.key(0), x))
+    )
+    expected = jax.value_and_grad(squares(flax), (0, 1))(params, x)
+    for one, other in zip(
+        jax.tree.leaves(jax.value_and_grad(squares(ours), (0, 1))(params, x)), jax.tree.leaves(expected), strict=True
+    ):
+        np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (4, 4)])
+def test_a_doubled_image_is_convolved_as_if_it_had_been_doubled(size, float64):
+    random = np.random.default_rng(0)
+    x, kernel = random.normal(size=(2, *size, 3)), random.normal(size=(3, 3, 3, 5))
+    doubled = np.kron(x, np.ones((1, 2, 2, 1)))
+    expected = nn.Conv(5, (3, 3), use_bias=False).apply({"params": {"kernel": kernel}}, doubled)
+    np.testing.assert_allclose(convolve_doubled(jnp.asarray(x), jnp.asarray(kernel)), expected, atol=1e-12)

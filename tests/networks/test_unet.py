@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from genjax.networks import unet
-from genjax.networks.layers import double
 
 
 def _shapes(net, *image):
@@ -55,11 +54,6 @@ def test_every_level_has_its_channels_and_its_blocks_both_ways():
     assert middle == [(24, 24), (24, 24)]
     assert up == [(48, 24), (48, 24), (16, 8), (16, 8)]
     assert len(_names(params, "ResidualBlock")) == 10
-
-
-def test_doubling_repeats_every_pixel_in_a_square():
-    x = jnp.arange(2 * 2 * 3 * 2.0).reshape(2, 2, 3, 2)
-    np.testing.assert_array_equal(double(x), np.kron(x, np.ones((1, 2, 2, 1))))
 
 
 def test_options_that_do_not_fit_are_refused():
