@@ -31,7 +31,7 @@ def test_a_step_is_the_optimizers_update():
 
 def test_the_global_norm_is_that_of_all_arrays_as_one_vector():
     rng = np.random.default_rng(0)
-    shapes = [(), (7,), (5, 1), (3, 4), (2, 3, 4, 5), (0, 3)]
+    shapes = [(), (7,), (5, 1), (3, 4), (2, 3, 4, 5), (0, 3), (3, 300, 200)]
     grads = [jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes]
     expected = np.linalg.norm(np.concatenate([np.ravel(leaf) for leaf in grads]))
     np.testing.assert_allclose(global_norm(grads), expected, rtol=1e-6)
