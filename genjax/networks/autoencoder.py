@@ -9,7 +9,7 @@ import math
 import flax.linen as nn
 import jax.numpy as jnp
 
-from genjax.networks.layers import compute_dtype, convolution, dense
+from genjax.networks.layers import compute_dtype, convolution, dense, doubling_convolution
 from genjax.networks.net import from_linen
 from genjax.typing import Array, Net
 
@@ -104,7 +104,7 @@ def _halved(x: Array, base: int, halvings: int, dtype: jnp.dtype) -> Array:
 
 def _doubled(hidden: Array, base: int, halvings: int, dtype: jnp.dtype) -> Array:
     for level in reversed(range(halvings)):
-        hidden = nn.silu(convolution(base * 2**level, dtype, f"up_{level}", doubled=True)(hidden))
+        hidden = nn.silu(doubling_convolution(base * 2**level, dtype, f"up_{level}")(hidden))
     return hidden
 
 

@@ -1,5 +1,7 @@
 """What the networks share: layers with this package's initializers, norms and attention with safe statistics."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -57,55 +59,23 @@ class Dense(nn.Module):
         return outputs.reshape(*x.shape[:-1], self.features)
 
 
-class Conv(nn.Module):
-    """A convolution of `[B, H, W, C]` with bias, or of that image doubled by nearest neighbours (3x3 alone)."""
-
-    features: int
-    kernel: tuple[int, int]
-    dtype: jnp.dtype
-    kernel_init: Initializer
-    stride: int = 1
-    dilation: int = 1
-    padding: str | tuple[tuple[int, int], tuple[int, int]] = "SAME"
-    doubled: bool = False
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """`[B, H, W, C]` to `[B, H', W', features]`."""
-        shape = (*self.kernel, x.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape, parameter_dtype(self.dtype))
-        bias = self.param("bias", initialisation.zeros, (self.features,), parameter_dtype(self.dtype))
-        dtype = compute_dtype(self.dtype, x)
-        if self.doubled:
-            outputs = convolve_doubled(x.astype(dtype), kernel)
-        else:
-            outputs = _convolve(
-                x.astype(dtype),
-                kernel.astype(dtype),
-                padding=self.padding,
-                stride=self.stride,
-                dilation=self.dilation,
-            )
-        flat = outputs.reshape(-1, self.features)
-        return (flat + rows(bias.astype(dtype), len(flat))).reshape(outputs.shape)
-
-
-def dense(features: int, dtype: jnp.dtype, name: str | None = None, kernel_init: Initializer = _FAN_IN) -> Dense:
-    """`x W + b`, by default `W ~ N(0, 1 / fan in)` and `b = 0`."""
-    return Dense(features, dtype, kernel_init, name=name)
-
-
-def convolution(
-    features: int,
-    dtype: jnp.dtype,
-    name: str | None = None,
-    stride: int = 1,
-    kernel_init: Initializer = _FAN_IN,
+def convolve(
+    x: Array,
+    kernel: Array,
     *,
-    doubled: bool = False,
-) -> Conv:
-    """A 3x3 convolution with zero padding, initialised like `dense`; of the image `doubled` by nearest neighbours, if so."""
-    return Conv(features, (3, 3), dtype, kernel_init, stride, doubled=doubled, name=name)
+    stride: int = 1,
+    dilation: int = 1,
+    padding: str | tuple[tuple[int, int], tuple[int, int]] = "SAME",
+) -> Array:
+    """The convolution of images `[B, H, W, C]` with `kernel [h, w, C, F]`: `[B, H', W', F]`."""
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel.astype(x.dtype),
+        (stride, stride),
+        padding,
+        rhs_dilation=(dilation, dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
 
 
 def convolve_doubled(x: Array, kernel: Array) -> Array:
@@ -124,24 +94,55 @@ def convolve_doubled(x: Array, kernel: Array) -> Array:
     batch, height, width, _ = x.shape
     tap_of_row = np.asarray([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])  # [parity, tap, row of the kernel]
     taps = jnp.asarray(tap_of_row, kernel.dtype)
-    kernels = jnp.einsum("aur,bvs,rscf->abuvcf", taps, taps, kernel, precision="highest").astype(x.dtype)
+    kernels = jnp.einsum("aur,bvs,rscf->abuvcf", taps, taps, kernel, precision="highest")
 
     def row_parity(a: int) -> Array:
         paddings = [((1 - a, a), (1 - b, b)) for b in (0, 1)]
-        return jnp.stack([_convolve(x, kernels[a, b], padding=paddings[b]) for b in (0, 1)], axis=3)
+        return jnp.stack([convolve(x, kernels[a, b], padding=paddings[b]) for b in (0, 1)], axis=3)
 
     return jnp.stack([row_parity(a) for a in (0, 1)], axis=2).reshape(batch, 2 * height, 2 * width, kernel.shape[-1])
 
 
-def _convolve(x: Array, kernel: Array, *, padding: Any, stride: int = 1, dilation: int = 1) -> Array:
-    return jax.lax.conv_general_dilated(
-        x,
-        kernel,
-        (stride, stride),
-        padding,
-        rhs_dilation=(dilation, dilation),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
+class Conv(nn.Module):
+    """A convolution of images with bias: `convolve(x, kernel) + b`."""
+
+    features: int
+    kernel_size: tuple[int, int]
+    dtype: jnp.dtype
+    kernel_init: Initializer
+    convolve: Callable[[Array, Array], Array]
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """`[B, H, W, C]` to `[B, H', W', features]`."""
+        shape = (*self.kernel_size, x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, parameter_dtype(self.dtype))
+        bias = self.param("bias", initialisation.zeros, (self.features,), parameter_dtype(self.dtype))
+        dtype = compute_dtype(self.dtype, x)
+        outputs = self.convolve(x.astype(dtype), kernel)
+        flat = outputs.reshape(-1, self.features)
+        return (flat + rows(bias.astype(dtype), len(flat))).reshape(outputs.shape)
+
+
+def dense(features: int, dtype: jnp.dtype, name: str | None = None, kernel_init: Initializer = _FAN_IN) -> Dense:
+    """`x W + b`, by default `W ~ N(0, 1 / fan in)` and `b = 0`."""
+    return Dense(features, dtype, kernel_init, name=name)
+
+
+def convolution(
+    features: int,
+    dtype: jnp.dtype,
+    name: str | None = None,
+    stride: int = 1,
+    kernel_init: Initializer = _FAN_IN,
+) -> Conv:
+    """A 3x3 convolution with zero padding, initialised like `dense`."""
+    return Conv(features, (3, 3), dtype, kernel_init, partial(convolve, stride=stride), name=name)
+
+
+def doubling_convolution(features: int, dtype: jnp.dtype, name: str | None = None) -> Conv:
+    """`convolution` of the image doubled by nearest neighbours."""
+    return Conv(features, (3, 3), dtype, _FAN_IN, convolve_doubled, name=name)
 
 
 def selu(x: Array) -> Array:
@@ -203,11 +204,10 @@ def group_norm(x: Array, groups: int, gain: Array, shift: Array, epsilon: float 
         sums = jnp.matmul(ones, values, precision="highest")[:, 0]
         return jnp.matmul(sums, share, precision="highest")
 
-    mean = group_mean(pixels)
-    variance = jnp.maximum(group_mean(jnp.square(pixels)) - jnp.square(mean), 0)
-    scale = jax.lax.rsqrt(variance + epsilon) * gain.astype(dtype)
-    offset = shift.astype(dtype) - mean * scale
-    normalised = pixels * rows(scale, height * width) + rows(offset, height * width)
+    centred = pixels - rows(group_mean(pixels), height * width)
+    scale = jax.lax.rsqrt(group_mean(jnp.square(centred)) + epsilon) * gain.astype(dtype)
+    shift = jnp.broadcast_to(shift.astype(dtype), (batch, channels))
+    normalised = centred * rows(scale, height * width) + rows(shift, height * width)
     return normalised.reshape(x.shape).astype(x.dtype)
 
 

@@ -13,6 +13,7 @@ along a row and is told what the first one found. Dilations 1, 2, 4 widen the vi
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -21,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from genjax.networks import initialisation
-from genjax.networks.layers import Conv, check_label, compute_dtype, dense, table
+from genjax.networks.layers import Conv, check_label, compute_dtype, convolve, dense, table
 from genjax.networks.net import from_linen
 from genjax.typing import Array, Net, Params
 
@@ -178,8 +179,8 @@ class PixelCNN(nn.Module):
         if label is not None:
             found = found + self.label(label)[:, None, None, :]
         layers = []
-        for convolve in self.above_layers:
-            found = found + _gate(convolve(found))
+        for layer in self.above_layers:
+            found = found + _gate(layer(found))
             layers.append(found)
         return layers
 
@@ -187,8 +188,8 @@ class PixelCNN(nn.Module):
         """What is found left of a pixel and above it, `[B, R, W, width]`, for any R rows and what is above these."""
         columns = x.shape[2]
         found = self.along_in(jnp.pad(x, ((0, 0), (0, 0), (1, 0), (0, 0)))[:, :, :columns])
-        for convolve, link, out, found_above in zip(self.along_layers, self.links, self.along_out, above, strict=True):
-            found = found + out(_gate(convolve(found) + link(found_above)))
+        for layer, link, out, found_above in zip(self.along_layers, self.links, self.along_out, above, strict=True):
+            found = found + out(_gate(layer(found) + link(found_above)))
         return found
 
     def pixels(self, x: Array, context: Array, only: Array | None = None) -> Array:
@@ -239,8 +240,8 @@ def _causal_convolution(features: int, kernel: tuple[int, int], dilation: int = 
     """A convolution that sees its own row and those above, and of a kernel of one row what is on the left."""
     rows, columns = kernel
     sides = (dilation, dilation) if rows > 1 else (dilation * (columns - 1), 0)
-    padding = ((dilation * (rows - 1), 0), sides)
-    return Conv(features, kernel, jnp.dtype(jnp.float32), initialisation.normal(), dilation=dilation, padding=padding)
+    causal = partial(convolve, dilation=dilation, padding=((dilation * (rows - 1), 0), sides))
+    return Conv(features, kernel, jnp.dtype(jnp.float32), initialisation.normal(), causal)
 
 
 def _pointwise(features: int) -> Conv:

@@ -13,6 +13,7 @@ from genjax.networks.layers import (
     compute_dtype,
     convolution,
     dense,
+    doubling_convolution,
     group_norm,
     parameter_dtype,
     self_attention,
@@ -113,7 +114,7 @@ class UNet(nn.Module):
                 hidden = block(jnp.concatenate([hidden, skips.pop()], axis=-1), width)
             if level:
                 _, height, image_width, _ = skips[-1].shape
-                doubled = convolution(channels[level - 1], dtype, doubled=True)(hidden)
+                doubled = doubling_convolution(channels[level - 1], dtype)(hidden)
                 hidden = doubled[:, :height, :image_width]
         hidden = nn.silu(GroupNorm(self.groups)(hidden))
         return convolution(x.shape[-1], dtype, "out", kernel_init=zeros)(hidden).astype(x.dtype)

@@ -1,12 +1,17 @@
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from genjax.networks.initialisation import normal
 from genjax.networks.layers import (
+    Conv,
     compute_dtype,
     convolution,
+    convolve,
     convolve_doubled,
     dense,
     group_norm,
@@ -63,6 +68,15 @@ def test_the_moments_of_bfloat16_are_those_of_float32(norm):
     out = norm(x)
     assert out.dtype == jnp.bfloat16
     np.testing.assert_array_equal(out, norm(x.astype(jnp.float32)).astype(jnp.bfloat16))
+
+
+def test_a_mean_far_above_the_deviation_costs_group_norm_no_digits():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 16, 16, 8)) + 1000, jnp.float32)
+    values = np.asarray(x, np.float64).reshape(2, 256, 2, 4)
+    centred = values - values.mean((1, 3), keepdims=True)
+    expected = centred / np.sqrt(np.square(centred).mean((1, 3), keepdims=True) + 1e-5)
+    normalised = group_norm(x, 2, jnp.ones((1, 8)), jnp.zeros((1, 8)))
+    np.testing.assert_allclose(normalised, expected.reshape(x.shape), atol=1e-3)
 
 
 def test_layer_norm_is_that_of_flax():
@@ -134,8 +148,13 @@ def test_rows_are_copies_and_their_gradient_is_a_sum(float64):
         (dense(4, jnp.float64), nn.Dense(4), (2, 5, 6, 3)),
         (convolution(4, jnp.float64), nn.Conv(4, (3, 3)), (2, 5, 6, 3)),
         (convolution(4, jnp.float64, stride=2), nn.Conv(4, (3, 3), strides=2), (2, 5, 6, 3)),
+        (
+            Conv(4, (2, 3), jnp.float64, normal(), partial(convolve, dilation=2, padding=((2, 0), (1, 3)))),
+            nn.Conv(4, (2, 3), kernel_dilation=2, padding=((2, 0), (1, 3))),
+            (2, 5, 6, 3),
+        ),
     ],
-    ids=["dense", "dense of images", "convolution", "strided"],
+    ids=["dense", "dense of images", "convolution", "strided", "dilated"],
 )
 def test_layers_and_their_gradients_are_those_of_flax(ours, flax, shape, float64):
     x = jnp.asarray(np.random.default_rng(0).normal(size=shape))
