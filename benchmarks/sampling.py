@@ -48,7 +48,10 @@ def bare_loop(net: Any, compiler_options: Any) -> Callable[..., Any]:
 
 
 def ours(network: str, parameters: str, batch: int, calls: dict[str, int]) -> dict[str, Callable[[], Any]]:
-    """A run of each sampler of `calls` (name: network calls in all), the floor of each number of them, and one call."""
+    """A run of each sampler of `calls` (name: network calls in all), the floor of each number of them, and one call.
+
+    More points than `sample.py` draws at once are drawn in as many runs as there; the floor is of all at once.
+    """
     import jax
     import jax.numpy as jnp
 
@@ -61,6 +64,7 @@ def ours(network: str, parameters: str, batch: int, calls: dict[str, int]) -> di
     x, t = (jnp.asarray(values) for values in networks.inputs(network, batch))
     keys = example_keys(jax.random.key(0), batch)
     params, x, t, keys = drawing.over_devices(networks.read(parameters), x, t, keys)
+    size = drawing.batch_size_for(networks.NETWORKS[network].event_shape, batch)
     path = paths.ddpm(paths.linear_betas(TRAIN_STEPS))
 
     def grid(steps: int) -> Any:
@@ -75,7 +79,11 @@ def ours(network: str, parameters: str, batch: int, calls: dict[str, int]) -> di
 
         knots = grid(count // samplers.calls_per_step(sampler, x.shape))
         compiled = jax.jit(run, compiler_options=options)
-        return lambda: compiled(params, keys, x, knots)
+        if size == batch:
+            return lambda: compiled(params, keys, x, knots)
+        starts = range(0, batch, size)
+        parts = {at: drawing.over_devices(params, keys[at : at + size], x[at : at + size]) for at in starts}
+        return lambda: drawing.in_batches(lambda at: compiled(*parts[at], knots), batch, batch_size=size)
 
     looped = bare_loop(net, options)
 
