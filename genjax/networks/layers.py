@@ -182,7 +182,8 @@ def group_norm(x: Array, groups: int, gain: Array, shift: Array, epsilon: float 
     """`(x - mean) / sqrt(variance + epsilon) * gain + shift`, moments over pixels and the channels of a group.
 
     Sums, and what each channel has of its group's, are products of matrices: XLA:CPU neither vectorises a reduction over
-    pixels nor a loop that looks up the group of a channel.
+    pixels nor a loop that looks up the group of a channel. The mean's negative is added, so that in a gradient
+    the sums are negated and not every pixel.
 
     Args:
         x: `[B, H, W, C]`; moments are taken in float32 or wider.
@@ -204,7 +205,7 @@ def group_norm(x: Array, groups: int, gain: Array, shift: Array, epsilon: float 
         sums = jnp.matmul(ones, values, precision="highest")[:, 0]
         return jnp.matmul(sums, share, precision="highest")
 
-    centred = pixels - rows(group_mean(pixels), height * width)
+    centred = pixels + rows(-group_mean(pixels), height * width)
     scale = jax.lax.rsqrt(group_mean(jnp.square(centred)) + epsilon) * gain.astype(dtype)
     shift = jnp.broadcast_to(shift.astype(dtype), (batch, channels))
     normalised = centred * rows(scale, height * width) + rows(shift, height * width)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from genjax.networks import unet
+from genjax.networks.unet import side_by_side
 
 
 def _shapes(net, *image):
@@ -29,6 +30,14 @@ def test_every_pixel_of_an_odd_image_is_seen_and_answered():
     jacobian = jax.jacobian(lambda x: net.apply(params, x, t))(x)[0, :, :, 0, 0, :, :, 0]
     assert (np.abs(np.asarray(jacobian)) > 0).all(axis=(0, 1)).all()
     assert (np.abs(np.asarray(jacobian)) > 0).all(axis=(2, 3)).all()
+
+
+def test_the_channels_of_two_images_side_by_side():
+    first, second = (
+        jax.random.normal(jax.random.key(0), (2, 3, 5, 4)),
+        jax.random.normal(jax.random.key(1), (2, 3, 5, 2)),
+    )
+    np.testing.assert_array_equal(side_by_side(first, second), np.concatenate([first, second], axis=-1))
 
 
 def test_what_is_no_image_is_refused():
