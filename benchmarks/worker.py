@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from genjax.environment import use_one_kernel_for_small_loops
+
 LEAST_SECONDS = 0.05
 """A measurement is of as many runs as take this long."""
 
@@ -85,6 +87,7 @@ def main() -> None:
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     pin()
+    use_one_kernel_for_small_loops()
     server = Server()
     for line in sys.stdin:
         request = json.loads(line)

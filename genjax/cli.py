@@ -13,6 +13,7 @@ from typing import Any
 
 import tyro
 
+from genjax.environment import use_one_kernel_for_small_loops
 from genjax.errors import UsageError, UserError
 
 _STYLE = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
@@ -20,6 +21,7 @@ _STYLE = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
 
 def run(main: Callable[[list[str]], int], arguments: list[str] | None = None) -> int:
     """Run a script's `main` and return its exit code; a user's error becomes one line on standard error."""
+    use_one_kernel_for_small_loops()
     try:
         return main(sys.argv[1:] if arguments is None else arguments)
     except UserError as error:

@@ -7,6 +7,7 @@ gradient, is as fast inside its scan as outside.
 """
 
 import functools
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -14,10 +15,14 @@ import jax
 import jax.numpy as jnp
 import jaxlib
 
+from genjax.environment import SMALL_LOOPS
 from genjax.typing import Array
 
 WITHOUT_YNN = {"xla_cpu_experimental_ynn_fusion_type": ""}
 """XLA:CPU without the library that it sends fused convolutions and products to."""
+
+LOOPS_AS_THEY_COME = {"xla_backend_extra_options": ""}
+"""XLA:CPU without `environment.use_one_kernel_for_small_loops`."""
 
 _CONVOLUTIONS_WANT_IT = ("0.10",)
 """Versions of jaxlib for which `python -m benchmarks.options` found convolutions faster so, and other networks not."""
@@ -28,12 +33,15 @@ def convolution_options() -> dict[str, str] | None:
 
     XLA:CPU of jaxlib 0.10 sends convolutions to a library that runs mostly on one core; without it a U-Net's
     training step takes about 0.6 of the time. A jaxlib for which this was not measured, or that does not know the
-    option, gets none.
+    option, does not get it. Small loops are not compiled into one kernel, within which a convolution takes ten times as long.
     """
+    if jax.default_backend() != "cpu":
+        return None
     version = ".".join(jaxlib.__version__.split(".")[:2])
-    if jax.default_backend() == "cpu" and version in _CONVOLUTIONS_WANT_IT and all(map(_accepted, WITHOUT_YNN)):
-        return dict(WITHOUT_YNN)
-    return None
+    options = LOOPS_AS_THEY_COME if SMALL_LOOPS in os.environ.get("XLA_FLAGS", "") else {}
+    if version in _CONVOLUTIONS_WANT_IT and all(map(_accepted, WITHOUT_YNN)):
+        options = options | WITHOUT_YNN
+    return options or None
 
 
 def convolution_steps_per_dispatch() -> int:

@@ -12,6 +12,11 @@ from genjax.training import compilation
 on_cpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="the options are XLA:CPU's")
 
 
+@pytest.fixture(autouse=True)
+def _nothing_asked_of_xla(monkeypatch):
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+
+
 @on_cpu
 def test_a_jaxlib_that_was_not_measured_gets_no_options(monkeypatch):
     assert compilation.convolution_options()
