@@ -155,7 +155,7 @@ def adamw(
     clip = [_clip(clip_norm)] if clip_norm else []
     return optax.chain(
         *clip,
-        optax.scale_by_adam(b1=b1, b2=b2),
+        _adam(b1, b2),
         *([optax.clip_by_block_rms(clip_update)] if clip_update else []),
         optax.add_decayed_weights(weight_decay),
         _descend(rate if warmup else after),
@@ -170,6 +170,26 @@ def _clip(most: float) -> optax.GradientTransformation:
         return jax.tree.map(lambda u: factor.astype(u.dtype) * u, updates), opt_state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def _adam(b1: float, b2: float, eps: float = 1e-8) -> optax.GradientTransformation:
+    """`optax.scale_by_adam`, which divides every number of both moments by its correction; here a correction is a factor.
+
+    A root and two divisions a number are what an update costs, more than reading and writing the state: without one of them it
+    takes two thirds of the time.
+    """
+    moments = optax.scale_by_adam(b1=b1, b2=b2)
+
+    def update(updates: Any, opt_state: Any, params: Any = None) -> tuple[Any, Any]:
+        _, opt_state = moments.update(updates, opt_state, params)
+        first, second = (1 / (1 - decay**opt_state.count) for decay in (b1, b2))
+
+        def direction(mean: Array, square: Array) -> Array:
+            return first.astype(mean.dtype) * mean / (jnp.sqrt(second.astype(square.dtype) * square) + eps)
+
+        return jax.tree.map(direction, opt_state.mu, opt_state.nu), opt_state
+
+    return optax.GradientTransformation(moments.init, update)
 
 
 def _descend(rate: optax.Schedule) -> optax.GradientTransformationExtraArgs:

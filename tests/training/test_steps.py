@@ -117,18 +117,20 @@ def test_the_schedule_follows_the_step_however_often_it_is_called():
 
 
 def test_a_step_of_a_method_is_the_step_of_optax_adamw():
-    """Called once a step, the schedule by step is optax's schedule by count, bit for bit."""
+    """Called once a step, the schedule by step is optax's schedule by count: in float64 to rounding, at every step."""
     rate = optax.join_schedules([optax.linear_schedule(0.0, 0.1, 3), optax.cosine_decay_schedule(0.1, 17)], [3])
     foreign = optax.chain(optax.clip_by_global_norm(0.5), optax.adamw(rate, b1=0.8, b2=0.95, weight_decay=0.1))
     own = adamw(0.1, 20, warmup=3, weight_decay=0.1, clip_norm=0.5, b1=0.8, b2=0.95)
-    params = []
-    for optimizer in (own, foreign):
-        state, step = _state(jnp.array([1.0, -2.0]), optimizer), from_loss(_quadratic, optimizer)
-        for _ in range(20):
-            state, _ = step(state, Batch(jnp.array([0.5, 3.0])))
-        params.append(state.params)
-    assert np.array_equal(*params)
-    assert not np.array_equal(params[0], jnp.array([1.0, -2.0]))
+    params: list[list[jax.Array]] = [[], []]
+    with jax.enable_x64(True):
+        for optimizer, reached in zip((own, foreign), params, strict=True):
+            state, step = _state(jnp.array([1.0, -2.0]), optimizer), from_loss(_quadratic, optimizer)
+            for _ in range(20):
+                state, _ = step(state, Batch(jnp.array([0.5, 3.0])))
+                reached.append(state.params)
+        np.testing.assert_allclose(*params, rtol=1e-13)
+        assert params[0][0].dtype == jnp.float64
+    assert not np.array_equal(params[0][-1], np.array([1.0, -2.0]))
 
 
 def test_gradients_are_clipped_to_a_global_norm():
