@@ -92,11 +92,21 @@ def from_pair(kind: Kind, path: Path, pair: Prediction, t: Array) -> Array:
 def to_pair(kind: Kind, path: Path, prediction: Array, x_t: Array, t: Array) -> Prediction:
     """The pair (data, noise) that `prediction [B, ...]` of `kind` stands for at `x_t`, `t [B]` (or a scalar)."""
     t = jnp.asarray(t)
-    c, a, b = (expand(value, x_t) for value in kind(path, t))
-    alpha, sigma = expand(path.alpha(t), x_t), expand(path.sigma(t), x_t)
-    determinant = alpha * b - sigma * a
-    scaled = c * prediction
-    return Prediction((b * x_t - sigma * scaled) / determinant, (alpha * scaled - a * x_t) / determinant)
+    return _solved(kind(path, t), path.alpha(t), path.sigma(t), prediction, x_t)
+
+
+def _at_knot(kind: Kind, path: Path, prediction: Array, x: Array, knot: Knot) -> Prediction:
+    """`to_pair` at a knot, which holds alpha and sigma."""
+    t, alpha, sigma = (value.astype(x.dtype) for value in knot)
+    return _solved(kind(path, t), alpha, sigma, prediction.astype(x.dtype), x)
+
+
+def _solved(row: Row, alpha: Array, sigma: Array, prediction: Array, x_t: Array) -> Prediction:
+    c, a, b = row
+    scale = 1 / (alpha * b - sigma * a)  # a number an example, which a sampler divides before its loop
+    weights = (b, sigma * c, alpha * c, a, scale)
+    b, sigma_c, alpha_c, a, scale = (expand(weight, x_t) for weight in weights)
+    return Prediction(scale * (b * x_t - sigma_c * prediction), scale * (alpha_c * prediction - a * x_t))
 
 
 def convert(prediction: Array, x_t: Array, t: Array, *, path: Path, source: Kind, target: Kind) -> Array:
@@ -122,7 +132,7 @@ def denoiser(model: Model, path: Path, predict: Kind) -> Denoiser:
 
     def denoise(x: Array, knot: Knot) -> Prediction:
         t = jnp.broadcast_to(knot.t, x.shape[:1]).astype(x.dtype)
-        return to_pair(predict, path, model(x, t).astype(x.dtype), x, knot.t.astype(x.dtype))
+        return _at_knot(predict, path, model(x, t), x, knot)
 
     return denoise
 
@@ -150,7 +160,7 @@ def denoiser_with_variance(model: Model, path: Path, predict: Kind) -> Callable[
     def denoise(x: Array, knot: Knot) -> WithVariance:
         t = jnp.broadcast_to(knot.t, x.shape[:1]).astype(x.dtype)
         prediction, fraction = split_variance(model(x, t).astype(x.dtype))
-        return WithVariance(*to_pair(predict, path, prediction, x, knot.t.astype(x.dtype)), fraction)
+        return WithVariance(*_at_knot(predict, path, prediction, x, knot), fraction)
 
     return denoise
 

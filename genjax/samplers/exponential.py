@@ -15,8 +15,8 @@ def log_ratio(knots: Knot) -> Array:
     return log(knots.alpha) - log(knots.sigma)
 
 
-def exponential_moments(k: Array, count: int) -> Array:
-    """`J_n = integral over [0, 1] of k e^(k (u - 1)) u^n du`, n < count, `[..., count]`, for finite k of any sign.
+def exponential_moments(k: Array, count: int) -> list[Array]:
+    """`J_n = integral over [0, 1] of k e^(k (u - 1)) u^n du`, for each n < count, of the shape of k, finite and of any sign.
 
     `J_0 = 1 - e^-k`, `J_n = 1 - (n / k) J_(n-1)`; by quadrature where k is small and that would cancel.
     """
@@ -28,7 +28,7 @@ def exponential_moments(k: Array, count: int) -> Array:
     for n in range(1, count):
         recurrence = 1 - n / far * recurrence
         moments.append(jnp.where(small, jnp.sum(density * u**n, axis=-1), recurrence))
-    return jnp.stack(moments, axis=-1)
+    return moments
 
 
 def gauss_legendre(count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -10,15 +10,20 @@ step show. Here the step is traced once, and its equations are parted into
 so that the loop costs what the network costs, and memory grows by a few numbers a step.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.core import eval_jaxpr
 from jax.extend.core import Literal
 
 _FEW = 16
 """Numbers of a value that may be computed before the loop: so many more a step are kept."""
+
+_AT_ONCE = 8
+"""Values computed by one loop: more, XLA:CPU computes one by one."""
 
 
 def scan(step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, intervals: Any) -> Any:
@@ -38,15 +43,42 @@ def scan(step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, intervals: Any
     start, inputs = jax.tree.leaves(carry), jax.tree.leaves(intervals)
     before, within, handed = _parted(jaxpr, len(start))
     of_interval = jaxpr.replace(eqns=before, outvars=handed)
-    of_state = jaxpr.replace(eqns=within, constvars=[*jaxpr.constvars, *handed])
+    of_state = jaxpr.replace(eqns=within, invars=jaxpr.invars[: len(start)], constvars=[*jaxpr.constvars, *handed])
     values = jax.vmap(lambda *interval: list(eval_jaxpr(of_interval, constants, *start, *interval)))(*inputs)
+    packed, unpack = _packed(values)
 
-    def body(state: Any, interval_and_values: tuple[list[Any], list[Any]]) -> Any:
-        interval, values = interval_and_values
-        leaves = eval_jaxpr(of_state, [*constants, *values], *jax.tree.leaves(state), *interval)
+    def body(state: Any, row: Any) -> Any:
+        leaves = eval_jaxpr(of_state, [*constants, *unpack(row)], *jax.tree.leaves(state))
         return jax.tree.unflatten(result, leaves)
 
-    return jax.lax.scan(body, carry, (inputs, values))
+    return jax.lax.scan(body, carry, packed, length=len(inputs[0]))
+
+
+def _packed(values: list[Any]) -> tuple[Any, Callable[[Any], list[Any]]]:
+    """Arrays `[steps, ...]` as fewer ones, the short rows of a dtype side by side, and how a row of those is a row of each.
+
+    Side by side they are computed by one loop, and XLA:CPU runs a handful of loops in order; many it hands to its threads, at
+    tens of microseconds. Rows with a number for each of several examples stay apart: devices may share those.
+    """
+    short: dict[Any, list[int]] = {}
+    for index, value in enumerate(values):
+        of_all_examples = value.ndim == 1 or value.shape[1] == 1
+        if of_all_examples and value[0].size <= _FEW and not jnp.issubdtype(value.dtype, jax.dtypes.extended):
+            short.setdefault(value.dtype, []).append(index)
+    groups = [some[at : at + _AT_ONCE] for some in short.values() for at in range(0, len(some), _AT_ONCE)]
+    flat = [[values[index].reshape(len(values[index]), -1) for index in group] for group in groups]
+    tables = [jnp.concatenate(columns, axis=1) for columns in flat]
+    others = {index: value for index, value in enumerate(values) if not any(index in group for group in groups)}
+
+    def unpack(row: tuple[list[Any], dict[int, Any]]) -> list[Any]:
+        found = dict(row[1])
+        for group, columns, numbers in zip(groups, flat, row[0], strict=True):
+            ends = list(itertools.accumulate(column.shape[1] for column in columns))
+            for index, part in zip(group, jnp.split(numbers, ends[:-1]), strict=True):
+                found[index] = part.reshape(values[index].shape[1:])
+        return [found[index] for index in range(len(values))]
+
+    return (tables, others), unpack
 
 
 def _parted(jaxpr: Any, of_carry: int) -> tuple[list[Any], list[Any], list[Any]]:
@@ -68,7 +100,7 @@ def _parted(jaxpr: Any, of_carry: int) -> tuple[list[Any], list[Any], list[Any]]
             before.append(equation)
         else:
             within.append(equation)
-    made = {variable for equation in before for variable in equation.outvars} - constant
+    made = (of_interval | {variable for equation in before for variable in equation.outvars}) - constant
     wanted = [variable for equation in within for variable in _variables(equation.invars)]
     handed = [variable for variable in dict.fromkeys([*wanted, *_variables(jaxpr.outvars)]) if variable in made]
     return before, within, handed

@@ -24,7 +24,7 @@ deis and plms). **End**: a step that lands on sigma = 0, where lambda is infinit
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,15 +43,26 @@ def _check_order(order: int, most: int) -> None:
         raise ValueError(f"order is {order}; expected 1 to {most}")
 
 
+Columns = list[Array]
+"""One value a step, `[steps]`, for each of several estimates or powers: lists, since a table is copied for each change of it."""
+
+
+def _before(values: Array, back: int, fill: Array | float) -> Array:
+    """`values [steps]` of `back` steps before, and `fill` where there are none."""
+    back = min(back, len(values))
+    return jnp.concatenate([jnp.full_like(values[:back], fill), values[: len(values) - back]])
+
+
 def _orders(order: int, nodes: Array, t: Array, *, lower_order_end: bool) -> Array:
     """The order of every step `[steps]`: one more than the steps before it that moved, for `nodes` and `t [steps + 1]`."""
     moves = jnp.isfinite(jnp.diff(nodes)) & (jnp.diff(t) != 0)
-    index = jnp.arange(len(moves))
-    first = jax.lax.cummax(jnp.where(moves, 0, index + 1))
-    orders = jnp.minimum(index + 1 - jnp.concatenate([jnp.zeros_like(first[:1]), first[:-1]]), order)
+    orders, in_a_row = jnp.ones(moves.shape, jnp.int32), moves
+    for back in range(1, order):
+        in_a_row = in_a_row & _before(moves, back, False)
+        orders = orders + in_a_row
     if lower_order_end:
-        orders = jnp.minimum(orders, len(moves) - index)
-    return jnp.where(moves, orders, 1)
+        orders = jnp.minimum(orders, jnp.arange(len(moves), 0, -1))
+    return orders
 
 
 def _finite_steps(nodes: Array) -> Array:
@@ -60,82 +71,85 @@ def _finite_steps(nodes: Array) -> Array:
     return jnp.where(jnp.isfinite(h) & (h != 0), h, 1.0)
 
 
-def _places(nodes: Array, orders: Array, most: int) -> tuple[Array, Array]:
-    """Where a step's values lie, `(v - v_now) / h [steps, most]`, newest first, and which of them it uses."""
-    back, index = jnp.arange(most)[None], jnp.arange(len(nodes) - 1)[:, None]
-    used = back < orders[:, None]
-    distance = nodes[jnp.maximum(index - back, 0)] - nodes[:-1, None]
-    return jnp.where(used, distance, 0.0) / _finite_steps(nodes)[:, None], used
+def _places(nodes: Array, orders: Array, most: int) -> tuple[Columns, Columns]:
+    """Where a step's `most` values lie, `(v - v_now) / h`, newest first, and which of them it uses."""
+    now, h = nodes[:-1], _finite_steps(nodes)
+    used = [back < orders for back in range(most)]
+    places = [jnp.where(use, _before(now, back, nodes[0]) - now, 0.0) / h for back, use in enumerate(used)]
+    return places, used
 
 
-def interpolation_weights(places: Array, used: Array, moments: Array) -> Array:
-    """Weights `w [steps, n]` with `sum_j w_j places_j^i = moments_i` for i below how many are used; 0 where not used.
+def interpolation_weights(places: Columns, used: Columns, moments: Columns) -> Columns:
+    """Weights with `sum_j w_j places_j^i = moments_i` for i below how many are used; 0 where not used.
 
     With `moments_i = integral u^i dmu` they integrate the polynomial through the values at those places: each is the integral of
     Lagrange's polynomial of its place.
 
     Args:
-        places: `[steps, n]`, distinct where used.
-        used: `[steps, n]`, some first ones.
-        moments: `[steps, n]`.
+        places: `[steps]` each, distinct where used.
+        used: as many, some first ones.
+        moments: as many.
     """
-    moments = jnp.where(used, moments, 0.0)
+    moments = [jnp.where(use, moment, 0.0) for use, moment in zip(used, moments, strict=True)]
 
     def weight(chosen: int) -> Array:
-        # the coefficients of the product over the others of (u - place) / (chosen place - place), lowest first
-        one, zero = jnp.ones_like(places[:, 0]), jnp.zeros_like(places[:, 0])
-        polynomial = [one] + [zero] * (places.shape[1] - 1)
-        for other in (index for index in range(places.shape[1]) if index != chosen):
-            both = used[:, chosen] & used[:, other]
-            distance = jnp.where(both, places[:, chosen] - places[:, other], 1.0)
-            times_u = [zero, *polynomial[:-1]]
-            polynomial = [
-                jnp.where(both, (higher - places[:, other] * same) / distance, same)
-                for higher, same in zip(times_u, polynomial, strict=True)
-            ]
-        return jnp.sum(jnp.stack(polynomial, axis=1) * moments, axis=1)
+        # the coefficients of the product over the others of u - place, lowest first, and its value at the chosen place
+        one, zero = jnp.ones_like(places[0]), jnp.zeros_like(places[0])
+        polynomial, value = [one] + [zero] * (len(places) - 1), one
+        for other in (index for index in range(len(places)) if index != chosen):
+            times_u = zip([zero, *polynomial[:-1]], polynomial, strict=True)
+            polynomial = [jnp.where(used[other], higher - places[other] * same, same) for higher, same in times_u]
+            value = jnp.where(used[other], value * (places[chosen] - places[other]), value)
+        total = sum(power * moment for power, moment in zip(polynomial, moments, strict=True))
+        return jnp.where(used[chosen], total / jnp.where(used[chosen], value, 1.0), 0.0)
 
-    weights = jnp.stack([weight(chosen) for chosen in range(places.shape[1])], axis=1)
-    return jnp.where(used, weights, 0.0)
+    return [weight(chosen) for chosen in range(len(places))]
 
 
-def _with_slope(moments: Array, k: Array, rule: Slope, replaced: Array) -> Array:
-    """`moments [steps, n]` with the first one by `rule` in the steps `replaced`."""
-    if rule == "exact" or moments.shape[1] < 2:
+def _with_slope(moments: Columns, k: Array, rule: Slope, replaced: Array) -> Columns:
+    """`moments` with the first one by `rule` in the steps `replaced`."""
+    if rule == "exact" or len(moments) < 2:
         return moments
-    slope = moments[:, 0] / 2 if rule == "midpoint" else k / 2
-    return moments.at[:, 1].set(jnp.where(replaced, slope, moments[:, 1]))
+    slope = moments[0] / 2 if rule == "midpoint" else k / 2
+    return [moments[0], jnp.where(replaced, slope, moments[1]), *moments[2:]]
 
 
 class _Weights(NamedTuple):
-    """`x_then = x x + data data + noise noise + past_j m_j + fresh z`: `[steps]`, and `past [steps, order - 1]`."""
+    """`x_then = x x + data data + noise noise + fresh z + past_j m_j`: `[steps]` each, or the numbers of a step."""
 
     x: Array
     data: Array
     noise: Array
-    past: Array
     fresh: Array
+    past: Any
 
 
 class _Memory(NamedTuple):
     number: Array
-    weights: _Weights
+    weights: Array
     past: Array
 
 
-def _row(weights: _Weights, index: Array) -> _Weights:
-    return _Weights(*(values[index] for values in weights))
+def _table(columns: Any, dtype: jnp.dtype) -> Array:
+    """Columns `[steps]`, the last ones in a list, as one array of all of them, `[steps, columns]`."""
+    *named, past = columns
+    return jnp.stack([*named, *past], axis=1).astype(dtype)
 
 
-def _in_dtype(weights: _Weights, dtype: jnp.dtype) -> _Weights:
-    return _Weights(*(values.astype(dtype) for values in weights))
+def _by_slot(weights: Columns, slots: int) -> Columns:
+    """`weights` of past estimates, newest first, as those of the slots of the ring that `_remember` fills; of none, none."""
+    if not weights:
+        return []
+    newest = (jnp.arange(len(weights[0])) - 1) % slots
+    in_order = [*weights, *[jnp.zeros_like(weights[0])] * (slots - len(weights))]
 
+    def of_slot(slot: int) -> Array:
+        chosen = in_order[-slot % slots]
+        for turn in range(1, slots):
+            chosen = jnp.where(newest == turn, in_order[(turn - slot) % slots], chosen)
+        return chosen
 
-def _by_slot(weights: Array, slots: int) -> Array:
-    """`weights [steps, n]` of past estimates, newest first, as `[steps, slots]` of the ring that `_remember` fills."""
-    step, slot = jnp.arange(len(weights))[:, None], jnp.arange(slots)[None]
-    padded = jnp.pad(weights, ((0, 0), (0, slots - weights.shape[1])))
-    return jnp.take_along_axis(padded, (step - 1 - slot) % slots, axis=1) if slots else padded
+    return [of_slot(slot) for slot in range(slots)]
 
 
 def _remember(past: Array, number: Array, newest: Array) -> Array:
@@ -144,7 +158,7 @@ def _remember(past: Array, number: Array, newest: Array) -> Array:
 
 
 def _weighted_past(x: Array, weights: Array, past: Array) -> Array:
-    for slot in range(len(past)):
+    for slot in range(len(weights)):
         x = x + weights[slot] * past[slot]
     return x
 
@@ -155,12 +169,13 @@ def _linear_multistep(
     """The sampler that takes the sums of estimates that `weights_of(knots)` says."""
 
     def init(x: Array, knots: Knot) -> _Memory:
-        weights = _in_dtype(weights_of(knots), x.dtype)
+        weights = weights_of(knots)
         weights = weights._replace(past=_by_slot(weights.past, order - 1))
-        return _Memory(jnp.asarray(0), weights, jnp.zeros((order - 1, *x.shape), x.dtype))
+        return _Memory(jnp.asarray(0), _table(weights, x.dtype), jnp.zeros((order - 1, *x.shape), x.dtype))
 
     def step(denoise: Denoiser, key: Key, x: Array, memory: _Memory, now: Knot, then: Knot) -> tuple[Array, _Memory]:
-        weights = _row(memory.weights, memory.number)
+        row = memory.weights[memory.number]
+        weights = _Weights(row[0], row[1], row[2], row[3], row[4:])
         data, noise = denoise(x, now)
         x = weights.x * x + weights.data * data
         if estimate == "noise":
@@ -187,28 +202,31 @@ class _Rules(NamedTuple):
     lower_order_end: bool
 
 
-def _data_moments(knots: Knot, count: int, eta: float) -> tuple[Array, Array, Array]:
-    """lambda `[steps + 1]`, k `[steps]` and the moments `[steps, count]` of `(1 + eta) d(1/r) r_then` over each step."""
+def _data_moments(knots: Knot, count: int, eta: float) -> tuple[Array, Array, Columns]:
+    """lambda `[steps + 1]`, k `[steps]` and `count` moments of `(1 + eta) d(1/r) r_then` over each step."""
     nodes = log_ratio(knots)
     k = (1 + eta) * _finite_steps(nodes)
-    moments = exponential_moments(k, count)
-    return nodes, k, moments.at[:, 0].set(-jnp.expm1(-(1 + eta) * jnp.diff(nodes)))
+    return nodes, k, [-jnp.expm1(-(1 + eta) * jnp.diff(nodes)), *exponential_moments(k, count)[1:]]
+
+
+def _quadratic_scaled(moments: Columns, factor: float) -> Columns:
+    return [*moments[:2], *[factor * moment for moment in moments[2:]]]
 
 
 def _data_weights(knots: Knot, rules: _Rules) -> _Weights:
     nodes, k, moments = _data_moments(knots, rules.order, rules.eta)
     orders = _orders(rules.order, nodes, knots.t, lower_order_end=rules.lower_order_end)
     moments = _with_slope(moments, k, rules.slope, orders == 2)
-    moments = moments.at[:, 2:3].multiply(rules.quadratic)
-    weights = interpolation_weights(*_places(nodes, orders, rules.order), moments)
+    moments = _quadratic_scaled(moments, rules.quadratic)
+    newest, *past = interpolation_weights(*_places(nodes, orders, rules.order), moments)
     alpha, sigma, h = knots.alpha[1:], knots.sigma[1:], jnp.diff(nodes)
     kept = sigma / knots.sigma[:-1]
     return _Weights(
         x=kept * jnp.exp(-rules.eta * h) if rules.eta else kept,
-        data=alpha * weights[:, 0],
+        data=alpha * newest,
         noise=jnp.zeros_like(h),
-        past=alpha[:, None] * weights[:, 1:],
         fresh=sigma * jnp.sqrt(-jnp.expm1(-2 * rules.eta * h)) if rules.eta else jnp.zeros_like(h),
+        past=[alpha * weight for weight in past],
     )
 
 
@@ -245,19 +263,19 @@ def dpm_solver_pp(
     return _linear_multistep(order, "data", lambda knots: _data_weights(knots, rules), draws=eta > 0)
 
 
-def _noise_weights(knots: Knot, nodes: Array, moments: Array, orders: Array) -> _Weights:
-    """`moments [steps, order]` of `alpha_then dr`, of which the zeroth is put right here; DDIM's step from alpha = 0."""
+def _noise_weights(knots: Knot, nodes: Array, moments: Columns, orders: Array) -> _Weights:
+    """By the moments of `alpha_then dr`, of which the zeroth is put right here; DDIM's step from alpha = 0."""
     starts = knots.alpha[:-1] == 0
     alpha, sigma = knots.alpha[1:], knots.sigma[1:]
     kept = alpha / jnp.where(starts, 1.0, knots.alpha[:-1])
-    moments = moments.at[:, 0].set(sigma - kept * knots.sigma[:-1])
-    weights = interpolation_weights(*_places(nodes, orders, moments.shape[1]), moments)
+    moments = [sigma - kept * knots.sigma[:-1], *moments[1:]]
+    newest, *past = interpolation_weights(*_places(nodes, orders, len(moments)), moments)
     return _Weights(
         x=jnp.where(starts, 0.0, kept),
         data=jnp.where(starts, alpha, 0.0),
-        noise=jnp.where(starts, sigma, weights[:, 0]),
-        past=jnp.where(starts[:, None], 0.0, weights[:, 1:]),
+        noise=jnp.where(starts, sigma, newest),
         fresh=jnp.zeros_like(sigma),
+        past=[jnp.where(starts, 0.0, weight) for weight in past],
     )
 
 
@@ -284,8 +302,8 @@ def dpm_solver(
         orders = _orders(order, nodes, knots.t, lower_order_end=lower_order_end)
         k = -_finite_steps(nodes)
         moments = _with_slope(exponential_moments(k, order), k, slope, orders == 2)
-        moments = moments.at[:, 2:3].multiply(_quadratic(half_quadratic))
-        return _noise_weights(knots, nodes, knots.sigma[1:, None] * moments, orders)
+        moments = _quadratic_scaled(moments, _quadratic(half_quadratic))
+        return _noise_weights(knots, nodes, [knots.sigma[1:] * moment for moment in moments], orders)
 
     return _linear_multistep(order, "noise", weights_of)
 
@@ -307,9 +325,9 @@ def lms(order: int = 4, *, lower_order_end: bool = False) -> Sampler:
     return _linear_multistep(order, "noise", weights_of)
 
 
-def _uniform_moments(total: Array, count: int) -> Array:
-    """`total [steps] / (n + 1)`, n < count: `[steps, count]`."""
-    return total[:, None] / (1 + jnp.arange(count, dtype=total.dtype))[None]
+def _uniform_moments(total: Array, count: int) -> Columns:
+    """`total [steps] / (n + 1)` for each n < count."""
+    return [total / (1 + n) for n in range(count)]
 
 
 def plms(order: int = 4, *, lower_order_end: bool = False) -> Sampler:
@@ -360,24 +378,24 @@ def deis(path: Path, *, order: int = 3, lower_order_end: bool = False) -> Sample
         moments = [jnp.zeros_like(t[1:])]
         for n in range(1, order):
             moments.append(ratio(t[1:]) - jnp.sum(weights * n * u ** (n - 1) * between, axis=1))
-        return _noise_weights(knots, t, knots.alpha[1:, None] * jnp.stack(moments, axis=1), orders)
+        return _noise_weights(knots, t, [knots.alpha[1:] * moment for moment in moments], orders)
 
     return _linear_multistep(order, "noise", weights_of)
 
 
 class _Correction(NamedTuple):
-    """`x_now = own x + before x_before + now m_now + past_j m_j`: `[steps]`, and `past [steps, order]`."""
+    """`x_now = own x + before x_before + now m_now + past_j m_j`: `[steps]` each, or the numbers of a step."""
 
     own: Array
     before: Array
     now: Array
-    past: Array
+    past: Any
 
 
 class _CorrectedMemory(NamedTuple):
     number: Array
-    predictor: _Weights
-    corrector: _Correction
+    predictor: Array
+    corrector: Array
     before: Array
     past: Array
 
@@ -408,21 +426,23 @@ def unipc(
         return _linear_multistep(order, "data", lambda knots: _data_weights(knots, rules))
 
     def init(x: Array, knots: Knot) -> _CorrectedMemory:
-        predictor = _in_dtype(_data_weights(knots, rules), x.dtype)
+        predictor, correction = _data_weights(knots, rules), _correction(knots, rules)
         predictor = predictor._replace(past=_by_slot(predictor.past, order))
-        correction = _Correction(*(values.astype(x.dtype) for values in _correction(knots, rules)))
         correction = correction._replace(past=_by_slot(correction.past, order))
+        tables = (_table(predictor, x.dtype), _table(correction, x.dtype))
         past = jnp.zeros((order, *x.shape), x.dtype)
-        return _CorrectedMemory(jnp.asarray(0), predictor, correction, jnp.zeros_like(x), past)
+        return _CorrectedMemory(jnp.asarray(0), *tables, jnp.zeros_like(x), past)
 
     def step(
         denoise: Denoiser, key: Key, x: Array, memory: _CorrectedMemory, now: Knot, then: Knot
     ) -> tuple[Array, _CorrectedMemory]:
         data = denoise(x, now).data
-        correct = _Correction(*(values[memory.number] for values in memory.corrector))
+        row = memory.corrector[memory.number]
+        correct = _Correction(row[0], row[1], row[2], row[3:])
         corrected = correct.own * x + correct.before * memory.before + correct.now * data
         corrected = _weighted_past(corrected, correct.past, memory.past)
-        predict = _row(memory.predictor, memory.number)
+        row = memory.predictor[memory.number]
+        predict = _Weights(row[0], row[1], row[2], row[3], row[4:])
         x = _weighted_past(predict.x * corrected + predict.data * data, predict.past, memory.past)
         past = _remember(memory.past, memory.number, data)
         return x, _CorrectedMemory(memory.number + 1, memory.predictor, memory.corrector, corrected, past)
@@ -439,20 +459,19 @@ def _correction(knots: Knot, rules: _Rules) -> _Correction:
     places, used = _places(nodes, orders, rules.order)
     exists = jnp.isfinite(jnp.diff(nodes)) & (jnp.diff(nodes) != 0)
     # the value at the end, at place 1, comes second: the first ones must be those in use
-    places = jnp.concatenate([places[:, :1], jnp.ones_like(places[:, :1]), places[:, 1:]], axis=1)
-    used = jnp.concatenate([used[:, :1], exists[:, None], used[:, 1:] & exists[:, None]], axis=1)
-    weights = interpolation_weights(places, used, moments)
-    alpha, kept = knots.alpha[1:, None], knots.sigma[1:] / knots.sigma[:-1]
+    places = [places[0], jnp.ones_like(k), *places[1:]]
+    used = [used[0], exists, *[use & exists for use in used[1:]]]
+    newest, end, *older = interpolation_weights(places, used, moments)
+    alpha, kept = knots.alpha[1:], knots.sigma[1:] / knots.sigma[:-1]
     moves = jnp.diff(nodes) != 0
-    applies = jnp.concatenate([jnp.zeros_like(exists[:1]), exists[:-1]]) & moves
+    applies = _before(exists, 1, False) & moves
 
     def of_the_step_before(values: Array) -> Array:
-        shifted = jnp.concatenate([jnp.zeros_like(values[:1]), values[:-1]])
-        return jnp.where(applies.reshape((-1,) + (1,) * (values.ndim - 1)), shifted, 0.0)
+        return jnp.where(applies, _before(values, 1, 0.0), 0.0)
 
     return _Correction(
         own=jnp.where(applies, 0.0, 1.0),
         before=of_the_step_before(kept),
-        now=of_the_step_before(alpha[:, 0] * weights[:, 1]),
-        past=of_the_step_before(alpha * jnp.concatenate([weights[:, :1], weights[:, 2:]], axis=1)),
+        now=of_the_step_before(alpha * end),
+        past=[of_the_step_before(alpha * weight) for weight in (newest, *older)],
     )
