@@ -102,6 +102,7 @@ def _at_knot(kind: Kind, path: Path, prediction: Array, x: Array, knot: Knot) ->
 
 
 def _solved(row: Row, alpha: Array, sigma: Array, prediction: Array, x_t: Array) -> Prediction:
+    """The 2x2 solve of the module's head: `row`, `alpha` and `sigma` are of shape `[B]` or scalars, the rest `[B, ...]`."""
     c, a, b = row
     scale = 1 / (alpha * b - sigma * a)  # a number an example, which a sampler divides before its loop
     weights = (b, sigma * c, alpha * c, a, scale)
@@ -127,7 +128,7 @@ def error_scale(kind: Kind, path: Path, t: Array) -> Array:
 def denoiser(model: Model, path: Path, predict: Kind) -> Denoiser:
     """What samplers call, from a network that predicts `predict` on `path`.
 
-    The network is called with `t [B]`; the combination is done in the dtype of x.
+    The network is called with `t [B]`; the combination is done in the dtype of x, by the alpha and sigma of the knot.
     """
 
     def denoise(x: Array, knot: Knot) -> Prediction:
