@@ -157,7 +157,8 @@ def _table_time(alphas: np.ndarray, sigmas: np.ndarray) -> Callable[[Array], Arr
         ratios = sigmas / alphas
 
     def time(ratio: Array) -> Array:
-        upper = jnp.clip(jnp.searchsorted(jnp.asarray(ratios, ratio.dtype), ratio), 1, steps)
+        after = jnp.searchsorted(jnp.asarray(ratios, ratio.dtype), ratio, method="scan_unrolled")
+        upper = jnp.clip(after, 1, steps)
         alpha, sigma, d_alpha, d_sigma = (
             jnp.asarray(table, ratio.dtype)[upper - 1] for table in (alphas, sigmas, rise_alpha, rise_sigma)
         )

@@ -14,6 +14,7 @@ from genjax.networks.initialisation import Initializer
 from genjax.typing import Array
 
 _FAN_IN = initialisation.normal()
+_FEW_COLUMNS = 16
 _SELU_SCALE, _SELU_ALPHA = 1.0507009873554805, 1.6732632423543772
 
 
@@ -41,6 +42,24 @@ def rows(values: Array, count: int) -> Array:
     return jnp.matmul(jnp.ones((*values.shape[:-2], count, 1), values.dtype), values, precision="highest")
 
 
+def product(x: Array, matrix: Array) -> Array:
+    """`x @ matrix`, faster where the matrix has few columns and is the same at every step of a sampler's loop.
+
+    A row of its transpose is read at once. The copy is made before the loop (`genjax.samplers.invariants`); elsewhere XLA
+    folds the transposition into the product.
+
+    Args:
+        x: `[B, D]`.
+        matrix: `[D, F]`.
+
+    Returns:
+        `[B, F]`.
+    """
+    if matrix.shape[1] > _FEW_COLUMNS:
+        return x @ matrix
+    return jax.lax.dot_general(x, matrix.T, (((1,), (1,)), ((), ())))
+
+
 class Dense(nn.Module):
     """`x W + b` of the last axis, all others in one: of several, XLA:CPU copies the cotangent for the gradient of W."""
 
@@ -55,7 +74,7 @@ class Dense(nn.Module):
         bias = self.param("bias", initialisation.zeros, (self.features,), parameter_dtype(self.dtype))
         dtype = compute_dtype(self.dtype, x)
         flat = x.reshape(-1, x.shape[-1]).astype(dtype)
-        outputs = flat @ kernel.astype(dtype) + rows(bias.astype(dtype), len(flat))
+        outputs = product(flat, kernel.astype(dtype)) + rows(bias.astype(dtype), len(flat))
         return outputs.reshape(*x.shape[:-1], self.features)
 
 

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from genjax.arrays import as_example_keys, fold_each
 from genjax.samplers import invariants
@@ -71,13 +72,14 @@ def sample(
     steps = knots.t.shape[0] - 1
     if steps < 1:
         raise ValueError(f"a grid needs at least two knots; got {steps + 1}")
+    knots = _side_by_side(knots)
     if jnp.issubdtype(key.dtype, jnp.floating):
         if key.shape != (steps, *x.shape):
             raise ValueError(f"noise has shape {key.shape}; expected {(steps, *x.shape)}")
         step_keys, key_of = key, lambda noise: noise
     else:
         example_keys = as_example_keys(key, x.shape[0])
-        step_keys, key_of = jnp.arange(steps), lambda index: fold_each(example_keys, index)
+        step_keys, key_of = jnp.asarray(np.arange(steps)), lambda index: fold_each(example_keys, index)
 
     def advance(carry: tuple[Array, Memory], interval: Any) -> tuple[tuple[Array, Memory], Any]:
         (x, memory), (step_key, now, then) = carry, interval
@@ -89,6 +91,15 @@ def sample(
     step = jax.checkpoint(advance) if checkpoint else advance
     (last, _), states = invariants.scan(step, (x, sampler.init(x, knots)), (step_keys, now, then))
     return (last, jnp.concatenate([x[None], states])) if trace else last
+
+
+def _side_by_side(knots: Knot) -> Knot:
+    """The same knots, of one array, for which all that is computed of them waits.
+
+    XLA:CPU hands half of what is ready at once to another thread if that is more than eight loops, and the sampler's loop may
+    then run where its caches are cold.
+    """
+    return Knot(*jax.lax.optimization_barrier(jnp.stack(knots)))
 
 
 def calls_per_step(sampler: Sampler, shape: tuple[int, ...]) -> int:

@@ -28,6 +28,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from genjax.arrays import normal
 from genjax.samplers.exponential import exponential_moments, gauss_legendre, log_ratio
@@ -140,7 +141,7 @@ def _by_slot(weights: Columns, slots: int) -> Columns:
     """`weights` of past estimates, newest first, as those of the slots of the ring that `_remember` fills; of none, none."""
     if not weights:
         return []
-    newest = (jnp.arange(len(weights[0])) - 1) % slots
+    newest = (np.arange(len(weights[0])) - 1) % slots
     in_order = [*weights, *[jnp.zeros_like(weights[0])] * (slots - len(weights))]
 
     def of_slot(slot: int) -> Array:

@@ -146,6 +146,7 @@ def test_rows_are_copies_and_their_gradient_is_a_sum(float64):
     [
         (dense(4, jnp.float64), nn.Dense(4), (2, 3)),
         (dense(4, jnp.float64), nn.Dense(4), (2, 5, 6, 3)),
+        (dense(20, jnp.float64), nn.Dense(20), (2, 3)),
         (convolution(4, jnp.float64), nn.Conv(4, (3, 3)), (2, 5, 6, 3)),
         (convolution(4, jnp.float64, stride=2), nn.Conv(4, (3, 3), strides=2), (2, 5, 6, 3)),
         (
@@ -154,11 +155,12 @@ def test_rows_are_copies_and_their_gradient_is_a_sum(float64):
             (2, 5, 6, 3),
         ),
     ],
-    ids=["dense", "dense of images", "convolution", "strided", "dilated"],
+    ids=["dense", "dense of images", "wide dense", "convolution", "strided", "dilated"],
 )
 def test_layers_and_their_gradients_are_those_of_flax(ours, flax, shape, float64):
     x = jnp.asarray(np.random.default_rng(0).normal(size=shape))
-    params = flax.init(jax.random.key(0), x)["params"] | {"bias": jnp.arange(4.0)}
+    initial = flax.init(jax.random.key(0), x)["params"]
+    params = initial | {"bias": jnp.arange(float(initial["bias"].size))}
 
     def squares(module):
         return lambda params, x: jnp.sum(module.apply({"params": params}, x) ** 2)

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from genjax import paths, predictions, samplers
+from genjax.networks.mlp import mlp
 from genjax.samplers import invariants
 
 STEPS = 5
@@ -59,8 +61,9 @@ def test_what_is_of_the_interval_alone_and_small_leaves_the_loop():
     small, large = loop_of(run, jnp.ones((1, 3))), loop_of(run, jnp.ones((64, 3)))
     assert " log " not in small
     assert " log " not in large
-    assert "random_bits" not in small
-    assert "random_bits" in large  # 192 numbers a step are drawn where they are needed
+    assert "random_bits" in small  # draws stay where they are needed, keys and all
+    assert "random_fold_in" in small
+    assert "random_bits" in large
     assert "tanh" in small
     assert "tanh" in large
 
@@ -76,6 +79,48 @@ def test_what_no_interval_changes_is_not_repeated_for_each():
     assert greatest == 1000
 
 
+def test_what_is_of_constants_alone_and_no_larger_is_computed_once():
+    weight = jax.random.normal(jax.random.key(0), (64, 3))
+
+    def step(x, t):
+        half = weight.astype(jnp.bfloat16)
+        hidden = x.astype(jnp.bfloat16) @ half.T
+        return x + t * (hidden @ half) / jnp.sum(jnp.square(weight)), None
+
+    def run(scan):
+        return lambda x: scan(step, x, intervals()["t"])[0]
+
+    x = jnp.ones((2, 3))
+    body = loop_of(run(invariants.scan), x)
+    assert all(name in loop_of(run(jax.lax.scan), x) for name in ("transpose[", "square ", "reduce_sum["))
+    assert not any(name in body for name in ("transpose[", "square ", "reduce_sum[", "bf16[64,3] = convert"))
+    np.testing.assert_allclose(jax.jit(run(invariants.scan))(x), jax.jit(run(jax.lax.scan))(x), rtol=1e-6)
+
+
+def test_the_loop_is_handed_the_weights_of_a_bfloat16_network_in_bfloat16():
+    path, net, x = paths.cosine(), mlp((32, 32), dtype=jnp.bfloat16), jnp.ones((2, 3))
+    params = net.init(jax.random.key(0), x, jnp.ones(2))
+    knots = paths.knots(path, jnp.linspace(1.0, 0.0, STEPS + 1))
+
+    def run(x):
+        denoise = predictions.denoiser(net.bind(params), path, predictions.noise)
+        return samplers.sample(samplers.ddim(), denoise, jax.random.key(0), x, knots)
+
+    handed = loop_of(run, x).split(". let")[0]
+    assert "bf16[32,32]" in handed
+    assert "f32[32,32]" not in handed
+
+
+def test_what_is_of_constants_alone_and_larger_stays():
+    row = jnp.arange(30.0)
+
+    def step(x, t):
+        return x * t + jnp.tile(row, (64, 1)), None
+
+    body = loop_of(lambda x: invariants.scan(step, x, intervals()["t"]), jnp.ones((64, 30)))
+    assert "f32[64,30] = tile[" in body
+
+
 def test_what_is_told_is_told_at_every_step():
     told = []
 
@@ -86,3 +131,18 @@ def test_what_is_told_is_told_at_every_step():
     jax.block_until_ready(jax.jit(lambda x: invariants.scan(step, x, intervals()["t"]))(0.0))
     jax.effects_barrier()
     np.testing.assert_allclose(told, intervals()["t"])
+
+
+def test_a_truth_of_the_interval_is_handed_to_the_loop_as_a_number():
+    def step(x, t):
+        return jnp.where(t > 0.5, x, -x) * t, t > 0.5
+
+    t = intervals()["t"]
+    body = loop_of(lambda x: invariants.scan(step, x, t), jnp.ones(3))
+    assert "bool[1]" not in body.split(". let")[0]
+    ours, theirs = (
+        jax.jit(lambda x, scan=scan: scan(step, x, t))(jnp.ones(3)) for scan in (invariants.scan, jax.lax.scan)
+    )
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    assert ours[1].dtype == bool
+    assert 0 < np.sum(ours[1]) < STEPS
