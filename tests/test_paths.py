@@ -493,6 +493,16 @@ def test_bisection_finds_what_the_closed_form_does(path, float64):
 # As functions of arrays
 
 
+@pytest.mark.parametrize("entries", [1, 2, 3, 4, 9, 10, 1001])
+def test_the_search_of_a_table_is_that_of_numpy(entries, float64):
+    table = np.sort(np.random.default_rng(0).normal(size=entries))
+    values = np.concatenate([table, (table[1:] + table[:-1]) / 2, [-np.inf, table[0] - 1, table[-1] + 1, np.inf]])
+    for last in (table[-1], np.inf):
+        ascending = np.append(table[:-1], last)
+        found = paths._count_below(ascending)(jnp.asarray(values))
+        np.testing.assert_array_equal(found, np.searchsorted(ascending, values))
+
+
 @every_path
 @pytest.mark.parametrize("event_shape", [(), (2, 2, 1)])
 def test_a_scalar_time_is_a_batch_of_that_time(path, event_shape):
