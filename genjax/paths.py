@@ -168,7 +168,7 @@ def _table_time(alphas: np.ndarray, sigmas: np.ndarray) -> Callable[[Array], Arr
 
 
 def _count_below(table: np.ndarray) -> Callable[[Array], Array]:
-    """How many entries of an ascending table lie below a value: of whole blocks, and then of one.
+    """How many entries of an ascending table `[n]` lie below values of any shape, int32: of whole blocks, and then of one.
 
     That is two operations on sqrt(n) numbers, where bisection makes log2(n) look-ups, each a kernel that waits for the last.
     """

@@ -14,8 +14,9 @@ from genjax.networks.initialisation import Initializer
 from genjax.typing import Array
 
 _FAN_IN = initialisation.normal()
-_FEW_COLUMNS = 16
 _SELU_SCALE, _SELU_ALPHA = 1.0507009873554805, 1.6732632423543772
+_FEW_COLUMNS = 16
+"""With a transpose made before the loop, 256 by so many took less time or the same for every batch from 1 to 1,024."""
 
 
 def compute_dtype(dtype: Any, x: Array) -> jnp.dtype:

@@ -79,7 +79,8 @@ def sample(
         step_keys, key_of = key, lambda noise: noise
     else:
         example_keys = as_example_keys(key, x.shape[0])
-        step_keys, key_of = jnp.asarray(np.arange(steps)), lambda index: fold_each(example_keys, index)
+        numbers = np.arange(steps)  # a constant, which no kernel has to make
+        step_keys, key_of = jnp.asarray(numbers), lambda index: fold_each(example_keys, index)
 
     def advance(carry: tuple[Array, Memory], interval: Any) -> tuple[tuple[Array, Memory], Any]:
         (x, memory), (step_key, now, then) = carry, interval

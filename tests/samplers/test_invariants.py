@@ -139,7 +139,7 @@ def test_a_truth_of_the_interval_is_handed_to_the_loop_as_a_number():
 
     t = intervals()["t"]
     body = loop_of(lambda x: invariants.scan(step, x, t), jnp.ones(3))
-    assert "bool[1]" not in body.split(". let")[0]
+    assert "bool[" not in body.split(". let")[0]
     ours, theirs = (
         jax.jit(lambda x, scan=scan: scan(step, x, t))(jnp.ones(3)) for scan in (invariants.scan, jax.lax.scan)
     )
