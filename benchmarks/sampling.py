@@ -3,9 +3,10 @@
     python -m benchmarks.sampling [--quick] [--networks mlp unet dit]
 
 The floor is a loop of the network alone over as many calls with the same inputs: a `lax.scan` for ours, a Python loop for
-those of torch. Each framework has a process of its own with all cores; they run in turn. The peers have our parameters, and
-what they compute is compared with ours before anything is timed. Writes `benchmarks/results/sampling.json`, the tables of
-`benchmarks/README.md` and a figure. Needs the extra `bench` for the peers; one that is not there is left out.
+those of torch. Each framework has a process of its own with all cores; they run in turn, three rounds in each of three sets
+of processes. The peers have our parameters, and what they compute is compared with ours before anything is timed. Writes
+`benchmarks/results/sampling.json`, the tables of `benchmarks/README.md` and a figure. Needs the extra `bench` for the peers;
+one that is not there is left out.
 """
 
 import dataclasses
@@ -19,7 +20,8 @@ import tyro
 from benchmarks import kept, report, timing
 from benchmarks.timing import Timing, Worker
 
-TRAIN_STEPS = 1000
+TRAIN_STEPS, ROUNDS = 1000, 3
+"""Of the schedule; and measured rounds in a process."""
 OURS = "benchmarks.sampling:ours"
 
 
@@ -28,7 +30,7 @@ class Options:
     """Sampling over the floor, and beside the peers."""
 
     quick: bool = False
-    """the MLP alone, fewer rounds and samplers: two minutes"""
+    """the MLP alone, fewer processes, samplers and peers' loops: two minutes"""
     networks: tuple[str, ...] = ("mlp", "unet", "dit")
     """which networks"""
 
@@ -272,7 +274,7 @@ ADAPTIVE_TOLERANCE = 1e-2
 """Of adaptive solvers: at 1e-5 a step either is 1.3e-3 from the solution, as the slope of this network jumps."""
 
 
-def over_floor(networks: tuple[str, ...], files: dict[str, str], rounds: int, quick: bool) -> dict[str, Any]:
+def over_floor(networks: tuple[str, ...], files: dict[str, str], processes: int, quick: bool) -> dict[str, Any]:
     """Every sampler's time over the floor, by case and sampler."""
     from genjax import paths, samplers
 
@@ -288,63 +290,106 @@ def over_floor(networks: tuple[str, ...], files: dict[str, str], rounds: int, qu
                 if count % samplers.calls_per_step(samplers.SAMPLERS[name](path, first_order_end=True), (1, 2)) == 0
             }
             arguments = dict(network=network, parameters=files[network], batch=batch, calls=calls)
-            with timing.workers(ours=(OURS, arguments)) as made:
-                worker = made["ours"]
-                assert worker is not None
-                for name in calls:
-                    pair = timing.alternate_workers([(worker, name), (worker, f"floor {count}")], rounds=rounds)
-                    case = f"{network}, batch {batch}"
-                    found.setdefault(case, {})[name] = {
-                        "ratio": timing.ratio(*pair),
-                        "call_ms": 1e3 * timing.summary(pair[1]).median / count,
-                        "first_s": worker.first[name],
-                    }
-                    print(f"{case}, {name}: {found[case][name]['ratio']:.3f} of the floor", flush=True)
-                found[case]["peak_mib"] = worker.peak_mebibytes()
+            case = found[f"{network}, batch {batch}"] = samplers_over_floor(arguments, count, processes)
+            for name in calls:
+                print(f"{network}, batch {batch}, {name}: {case[name]['ratio']:.3f} of the floor", flush=True)
     return found
+
+
+def samplers_over_floor(arguments: dict[str, Any], count: int, processes: int) -> dict[str, Any]:
+    """The samplers of one network and batch."""
+    names, first = list(arguments["calls"]), {}
+    peaks: list[float] = []
+
+    def measure(made: dict[str, Worker | None]) -> list[np.ndarray]:
+        worker = made["ours"]
+        assert worker is not None
+        pairs = [[(worker, name), (worker, f"floor {count}")] for name in names]
+        seconds = [one for pair in pairs for one in timing.alternate_workers(pair, rounds=ROUNDS)]
+        first.update(worker.first)
+        peaks.append(worker.peak_mebibytes())
+        return seconds
+
+    seconds = timing.in_processes(processes, measure, ours=(OURS, arguments))
+    found = {
+        name: {
+            "ratio": timing.ratio(own, floor),
+            "call_ms": 1e3 * timing.summary(floor).median / count,
+            "first_s": first[name],
+        }
+        for name, own, floor in zip(names, seconds[::2], seconds[1::2], strict=True)
+    }
+    return {**found, "peak_mib": max(peaks)}
 
 
 def beside_diffusers(
-    networks: tuple[str, ...], files: dict[str, str], rounds: int, quick: bool
+    networks: tuple[str, ...], files: dict[str, str], processes: int, quick: bool
 ) -> list[dict[str, Any]]:
-    """The cases of `ROWS`."""
+    """The cases of `ROWS`; none without the peer."""
     found = []
     for network in networks:
-        for batch in sorted({row.batch for row in ROWS if row.network == network}):
+        batches = sorted({row.batch for row in ROWS if row.network == network})
+        for batch in batches[:1] if quick else batches:
             rows = [row for row in ROWS if (row.network, row.batch) == (network, batch)]
-            rows = rows[:1] if quick else rows
-            calls = {row.sampler: row.steps for row in rows}
-            arguments = dict(network=network, parameters=files[network], batch=batch, calls=calls)
-            peers = ("benchmarks.sampling:diffusers_loops", arguments)
-            with timing.workers(ours=(OURS, arguments), diffusers=peers) as made:
-                worker, peer = made["ours"], made["diffusers"]
-                if worker is None or peer is None:
-                    return found
-                difference = same_network(worker, peer, network)
-                if "ddim" in calls:
-                    trajectory = images_last(peer.output("ddim eager"))
-                    timing.check_equal(worker.output("ddim"), trajectory, f"{network} ddim", TRAJECTORY_TOLERANCE)
-                for row in rows:
-                    found.append({**row._asdict(), "difference": difference, **beside(worker, peer, row, rounds)})
-                    print(found[-1], flush=True)
-                found[-1] |= {"peak_mib": worker.peak_mebibytes(), "peer_peak_mib": peer.peak_mebibytes()}
+            for one in rows_beside_diffusers(rows, files[network], processes):
+                found.append(one)
+                print(one, flush=True)
     return found
 
 
-def beside(worker: Worker, peer: Worker, row: Row, rounds: int) -> dict[str, Any]:
-    """Ratios of one case: to the peer, eager and compiled, and of each to its floor."""
+def rows_beside_diffusers(rows: list[Row], parameters: str, processes: int) -> list[dict[str, Any]]:
+    """The rows of one network and batch; none without the peer."""
+    network, batch, calls = rows[0].network, rows[0].batch, {row.sampler: row.steps for row in rows}
+    facts: dict[str, Any] = {}
+
+    def measure(made: dict[str, Worker | None]) -> list[np.ndarray]:
+        worker, peer = made["ours"], made["diffusers"]
+        if worker is None or peer is None:
+            return []
+        facts["difference"] = same_network(worker, peer, network)
+        if "ddim" in calls:
+            trajectory = images_last(peer.output("ddim eager"))
+            timing.check_equal(worker.output("ddim"), trajectory, f"{network} ddim", TRAJECTORY_TOLERANCE)
+        seconds = [one for row in rows for one in beside(worker, peer, row)]
+        facts["first"], facts["peer_first"] = worker.first, peer.first
+        facts["peaks"] = {"peak_mib": worker.peak_mebibytes(), "peer_peak_mib": peer.peak_mebibytes()}
+        return seconds
+
+    arguments = dict(network=network, parameters=parameters, batch=batch, calls=calls)
+    peers = ("benchmarks.sampling:diffusers_loops", arguments)
+    seconds = timing.in_processes(processes, measure, ours=(OURS, arguments), diffusers=peers)
+    if not seconds:
+        return []
+    return [
+        {
+            **row._asdict(),
+            "difference": facts["difference"],
+            **ratios(*seconds[6 * index : 6 * index + 6]),
+            "first_s": facts["first"][row.sampler],
+            "compiled_first_s": facts["peer_first"][f"{row.sampler} compiled"],
+            **facts["peaks"],
+        }
+        for index, row in enumerate(rows)
+    ]
+
+
+def beside(worker: Worker, peer: Worker, row: Row) -> list[np.ndarray]:
+    """Seconds of one case: ours, its floor, the peer's and its floor, eager and compiled."""
     floor = f"floor {row.steps}"
-    ours, our_floor, eager, eager_floor, compiled, compiled_floor = timing.alternate_workers(
-        [
-            (worker, row.sampler),
-            (worker, floor),
-            (peer, f"{row.sampler} eager"),
-            (peer, f"{floor} eager"),
-            (peer, f"{row.sampler} compiled"),
-            (peer, f"{floor} compiled"),
-        ],
-        rounds=rounds,
-    )
+    ours = [(worker, row.sampler), (worker, floor)]
+    theirs = [(peer, f"{name} {kind}") for kind in ("eager", "compiled") for name in (row.sampler, floor)]
+    return timing.alternate_workers([*ours, *theirs], rounds=ROUNDS)
+
+
+def ratios(
+    ours: np.ndarray,
+    our_floor: np.ndarray,
+    eager: np.ndarray,
+    eager_floor: np.ndarray,
+    compiled: np.ndarray,
+    compiled_floor: np.ndarray,
+) -> dict[str, Any]:
+    """Ratios of one case: to the peer, eager and compiled, and of each to its floor."""
     return {
         "ours_ms": 1e3 * timing.summary(ours).median,
         "over_floor": timing.ratio(ours, our_floor),
@@ -352,8 +397,6 @@ def beside(worker: Worker, peer: Worker, row: Row, rounds: int) -> dict[str, Any
         "of_compiled": timing.ratio(ours, compiled),
         "eager_over_floor": timing.ratio(eager, eager_floor),
         "compiled_over_floor": timing.ratio(compiled, compiled_floor),
-        "first_s": worker.first[row.sampler],
-        "compiled_first_s": peer.first[f"{row.sampler} compiled"],
     }
 
 
@@ -369,14 +412,12 @@ def same_network(worker: Worker, peer: Worker, network: str) -> float:
     )
 
 
-def beside_torchcfm(files: dict[str, str], rounds: int) -> list[dict[str, Any]]:
+def beside_torchcfm(files: dict[str, str], processes: int) -> list[dict[str, Any]]:
     """Velocities of 2-D points: 100 steps of Euler, and an adaptive solver, of which the calls are counted."""
-    arguments = dict(network="mlp-64", parameters=files["mlp-64"], batch=1024)
-    builds = {
-        "ours": ("benchmarks.sampling:our_flow", arguments),
-        "peer": ("benchmarks.sampling:torchcfm_loops", arguments),
-    }
-    with timing.workers(**builds) as made:
+    names = ("euler torchcfm", "euler flow_matching", "dopri5")
+    calls: dict[str, int] = {}
+
+    def measure(made: dict[str, Worker | None]) -> list[np.ndarray]:
         worker, peer = made["ours"], made["peer"]
         if worker is None or peer is None:
             return []
@@ -384,24 +425,31 @@ def beside_torchcfm(files: dict[str, str], rounds: int) -> list[dict[str, Any]]:
         for theirs in ("euler torchcfm", "euler flow_matching"):
             timing.check_equal(worker.output("euler"), peer.output(theirs), theirs, TRAJECTORY_TOLERANCE)
         timing.check_equal(worker.output("dopri5"), peer.output("dopri5"), "dopri5", ADAPTIVE_TOLERANCE)
-        steps, calls = int(worker.output("dopri5 steps")[0]), int(peer.output("dopri5 calls")[0][0])
-        names = ("euler torchcfm", "euler flow_matching", "dopri5")
-        measured = timing.alternate_workers(
-            [(worker, "euler"), (worker, "floor"), (worker, "dopri5"), *((peer, name) for name in names)], rounds=rounds
-        )
-        euler, floor, dopri5, *theirs = measured
-        ours = {"euler torchcfm": euler, "euler flow_matching": euler, "dopri5": dopri5}
-        return [
-            {
-                "what": name,
-                "ratio": timing.ratio(ours[name], seconds),
-                "over_floor": timing.ratio(euler, floor) if "euler" in name else None,
-                "our_calls": 1 + 6 * steps if name == "dopri5" else EULER_STEPS,
-                "their_calls": calls if name == "dopri5" else EULER_STEPS,
-                "target": 0.75 if name == "dopri5" else 0.65,
-            }
-            for name, seconds in zip(names, theirs, strict=True)
-        ]
+        calls["ours"] = 1 + 6 * int(worker.output("dopri5 steps")[0])
+        calls["theirs"] = int(peer.output("dopri5 calls")[0][0])
+        own = [(worker, name) for name in ("euler", "floor", "dopri5")]
+        return timing.alternate_workers([*own, *((peer, name) for name in names)], rounds=ROUNDS)
+
+    arguments = dict(network="mlp-64", parameters=files["mlp-64"], batch=1024)
+    builds = {
+        "ours": ("benchmarks.sampling:our_flow", arguments),
+        "peer": ("benchmarks.sampling:torchcfm_loops", arguments),
+    }
+    seconds = timing.in_processes(processes, measure, **builds)
+    if not seconds:
+        return []
+    euler, floor, dopri5, *theirs = seconds
+    return [
+        {
+            "what": name,
+            "ratio": timing.ratio(dopri5 if name == "dopri5" else euler, one),
+            "over_floor": None if name == "dopri5" else timing.ratio(euler, floor),
+            "our_calls": calls["ours"] if name == "dopri5" else EULER_STEPS,
+            "their_calls": calls["theirs"] if name == "dopri5" else EULER_STEPS,
+            "target": 0.75 if name == "dopri5" else 0.65,
+        }
+        for name, one in zip(names, theirs, strict=True)
+    ]
 
 
 def text(ratio: Timing | list[float] | None) -> str:
@@ -489,13 +537,13 @@ def main() -> None:
     from benchmarks import networks
 
     options = tyro.cli(Options, description=__doc__)
-    rounds = 3 if options.quick else 9
+    processes = 1 if options.quick else 3
     chosen = ("mlp",) if options.quick else options.networks
     with networks.saved(*chosen, "mlp-64") as files:
         found = {
-            "floor": over_floor(chosen, files, rounds, options.quick),
-            "diffusers": beside_diffusers(chosen, files, rounds, options.quick),
-            "torchcfm": beside_torchcfm(files, rounds),
+            "floor": over_floor(chosen, files, processes, options.quick),
+            "diffusers": beside_diffusers(chosen, files, processes, options.quick),
+            "torchcfm": beside_torchcfm(files, processes),
         }
     if not options.quick:
         kept.write("sampling", found)

@@ -151,6 +151,21 @@ def alternate_workers(calls: Sequence[tuple[Worker, str]], *, rounds: int = 9, w
     return list(seconds)
 
 
+def in_processes(
+    count: int, measure: Callable[[dict[str, Worker | None]], list[np.ndarray]], **builds: tuple[str, dict[str, Any]]
+) -> list[np.ndarray]:
+    """What `measure(workers)` times, in `count` sets of new processes one after the other: all rounds of each call in one array.
+
+    What a process got at its start, such as where its pages lie, it keeps: a loop of microseconds can take a tenth longer
+    in one process than in the next, in each of its rounds, and so can a convolutional network.
+    """
+    parts = []
+    for _ in range(count):
+        with workers(**builds) as made:
+            parts.append(measure(made))
+    return [np.concatenate(rounds) for rounds in zip(*parts, strict=True)]
+
+
 def check_equal(ours: list[np.ndarray], theirs: list[np.ndarray], what: str, tolerance: float = 1e-5) -> float:
     """The largest difference over max(1, |ours|).
 

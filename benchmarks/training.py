@@ -7,8 +7,8 @@ AdamW. The gradients of a given batch, noise and time are compared before anythi
 optimizer as it comes, and at its fastest: the network compiled, the optimizer fused. Ours runs as the training loop does, many
 steps a dispatch but for convolutions. The floor is the gradient of the mean square of the bare network and a step along it, in
 the same loop.
-Each framework has a process of its own with all cores; they run in turn. Writes `benchmarks/results/training.json` and the
-tables of `benchmarks/README.md`.
+Each framework has a process of its own with all cores; they run in turn, five rounds in each of three sets of processes.
+Writes `benchmarks/results/training.json` and the tables of `benchmarks/README.md`.
 """
 
 import dataclasses
@@ -22,8 +22,8 @@ from benchmarks import kept, report, timing
 from benchmarks.sampling import text, torch_inputs
 
 LEARNING_RATE, WEIGHT_DECAY, CLIP_NORM = 1e-3, 1e-4, 1.0
-STEPS = {"mlp": 50, "dit": 10, "unet": 1}
-"""Of one dispatch of ours."""
+ROUNDS, STEPS = 5, {"mlp": 50, "dit": 10, "unet": 1}
+"""Measured rounds in a process, and steps of one dispatch of ours."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Options:
     """Training steps."""
 
     quick: bool = False
-    """the MLP alone, fewer rounds, no families: two minutes"""
+    """the MLP alone, fewer processes, no families: two minutes"""
     networks: tuple[str, ...] = ("mlp", "dit", "unet")
     """which networks"""
 
@@ -292,55 +292,67 @@ LOOPS = {"independent": 0.20, "optimal": 0.90, "entropic": None}
 GRADIENT_TOLERANCE = 1e-5
 
 
-def beside_torch(networks: tuple[str, ...], files: dict[str, str], rounds: int) -> list[dict[str, Any]]:
+def beside_torch(networks: tuple[str, ...], files: dict[str, str], processes: int) -> list[dict[str, Any]]:
     """The cases of `ROWS`."""
     found = []
     for row in (row for row in ROWS if row.network in networks):
-        arguments = dict(network=row.network, parameters=files[row.network], batch=row.batch)
-        steps = STEPS[row.network]
-        builds = {
-            "ours": ("benchmarks.training:our_step", {**arguments, "steps": steps}),
-            "torch": ("benchmarks.training:torch_step", arguments),
-        }
-        with timing.workers(**builds) as made:
-            worker, peer = made["ours"], made["torch"]
-            assert worker is not None
-            calls = [(worker, "step"), (worker, "floor")]
-            if peer is not None:
-                timing.check_equal(
-                    worker.output("gradient"), peer.output("gradient"), f"gradient of {row.network}", GRADIENT_TOLERANCE
-                )
-                calls += [(peer, "eager"), (peer, "compiled")]
-            ours, floor, *theirs = timing.alternate_workers(calls, rounds=rounds)
-            found.append(
-                {
-                    **row._asdict(),
-                    "ours_ms": 1e3 * timing.summary(ours).median / steps,
-                    "over_floor": timing.ratio(ours, floor),
-                    "of_eager": timing.ratio(ours / steps, theirs[0]) if theirs else None,
-                    "of_compiled": timing.ratio(ours / steps, theirs[1]) if theirs else None,
-                    "first_s": worker.first["step"],
-                    "peak_mib": worker.peak_mebibytes(),
-                    "torch_peak_mib": peer.peak_mebibytes() if peer is not None else None,
-                }
-            )
+        found.append(row_beside_torch(row, files[row.network], processes))
         print(found[-1], flush=True)
     return found
 
 
-def beside_torchcfm(file: str, rounds: int) -> list[dict[str, Any]]:
-    """Whole loops on 2-D points."""
+def row_beside_torch(row: Row, parameters: str, processes: int) -> dict[str, Any]:
+    """One case; without the peer, ours and its floor."""
+    steps, facts = STEPS[row.network], {}
+
+    def measure(made: dict[str, timing.Worker | None]) -> list[np.ndarray]:
+        worker, peer = made["ours"], made["torch"]
+        assert worker is not None
+        calls = [(worker, "step"), (worker, "floor")]
+        if peer is not None:
+            own, theirs = worker.output("gradient"), peer.output("gradient")
+            timing.check_equal(own, theirs, f"gradient of {row.network}", GRADIENT_TOLERANCE)
+            calls += [(peer, "eager"), (peer, "compiled")]
+        seconds = timing.alternate_workers(calls, rounds=ROUNDS)
+        facts["first_s"], facts["peak_mib"] = worker.first["step"], worker.peak_mebibytes()
+        facts["torch_peak_mib"] = peer.peak_mebibytes() if peer is not None else None
+        return seconds
+
+    arguments = dict(network=row.network, parameters=parameters, batch=row.batch)
+    builds = {
+        "ours": ("benchmarks.training:our_step", {**arguments, "steps": steps}),
+        "torch": ("benchmarks.training:torch_step", arguments),
+    }
+    ours, floor, *theirs = timing.in_processes(processes, measure, **builds)
+    return {
+        **row._asdict(),
+        "ours_ms": 1e3 * timing.summary(ours).median / steps,
+        "over_floor": timing.ratio(ours, floor),
+        "of_eager": timing.ratio(ours / steps, theirs[0]) if theirs else None,
+        "of_compiled": timing.ratio(ours / steps, theirs[1]) if theirs else None,
+        **facts,
+    }
+
+
+def beside_torchcfm(file: str, processes: int) -> list[dict[str, Any]]:
+    """Whole loops on 2-D points; none without the peer."""
+
+    def measure(made: dict[str, timing.Worker | None]) -> list[np.ndarray]:
+        worker, peer = made["ours"], made["torchcfm"]
+        if worker is None or peer is None:
+            return []
+        return timing.alternate_workers([(worker, "loop"), (peer, "loop")], rounds=ROUNDS)
+
     found = []
     for coupling, target in LOOPS.items():
         builds = {
             "ours": ("benchmarks.training:our_loop", dict(parameters=file, coupling=coupling)),
             "torchcfm": ("benchmarks.training:torchcfm_loop", dict(coupling=coupling)),
         }
-        with timing.workers(**builds) as made:
-            worker, peer = made["ours"], made["torchcfm"]
-            if worker is None or peer is None:
-                return found
-            ours, theirs = timing.alternate_workers([(worker, "loop"), (peer, "loop")], rounds=rounds)
+        seconds = timing.in_processes(processes, measure, **builds)
+        if not seconds:
+            return found
+        ours, theirs = seconds
         ms = 1e3 * timing.summary(ours).median / LOOP_STEPS
         found.append({"coupling": coupling, "target": target, "ours_ms": ms, "ratio": timing.ratio(ours, theirs)})
         print(found[-1], flush=True)
@@ -437,15 +449,15 @@ def main() -> None:
     from benchmarks import networks
 
     options = tyro.cli(Options, description=__doc__)
-    rounds = 3 if options.quick else 9
+    processes = 1 if options.quick else 3
     chosen = ("mlp",) if options.quick else options.networks
     with networks.saved(*chosen, "mlp-64") as files:
         found = {
-            "torch": beside_torch(chosen, files, rounds),
-            "torchcfm": beside_torchcfm(files["mlp-64"], rounds),
+            "torch": beside_torch(chosen, files, processes),
+            "torchcfm": beside_torchcfm(files["mlp-64"], processes),
         }
     if not options.quick:
-        found["families"] = families(rounds)
+        found["families"] = families(rounds=9)
         kept.write("training", found)
         write(found)
 

@@ -6,6 +6,7 @@ import pytest
 from benchmarks import timing
 
 MODULE = """
+import os
 import numpy as np
 
 def build(value):
@@ -15,7 +16,7 @@ def build(value):
         counted[0] += 1
         return {"b": np.full(2, value), "a": [counted[0]]}
 
-    return {"count": count, "fail": lambda: 1 / 0}
+    return {"count": count, "fail": lambda: 1 / 0, "process": lambda: [os.getpid()]}
 
 def lacking():
     import no_such_package
@@ -32,7 +33,7 @@ def built_by(tmp_path, monkeypatch):
 def test_workers_run_and_time_and_hand_over_what_calls_return(built_by):
     with timing.workers(one=built_by("build", value=1.5), other=built_by("build", value=2.5)) as made:
         first, second = made["one"], made["other"]
-        assert first.names == ["count", "fail"]
+        assert first.names == ["count", "fail", "process"]
         seconds = timing.alternate_workers([(first, "count"), (second, "count")], rounds=3)
         assert np.all(np.array(seconds) > 0)
         assert first.first["count"] > 0
@@ -42,6 +43,23 @@ def test_workers_run_and_time_and_hand_over_what_calls_return(built_by):
         assert 1 < first.peak_mebibytes() < 10_000
         with pytest.raises(RuntimeError, match="ZeroDivisionError"):
             first.seconds("fail")
+
+
+def test_each_set_of_processes_is_new_and_their_rounds_are_in_one_array(built_by):
+    seen = []
+
+    def measure(made):
+        worker = made["ours"]
+        seconds = timing.alternate_workers([(worker, "count"), (worker, "count")], rounds=2)
+        seen.append(float(worker.output("process")[0]))
+        return [*seconds, np.array([len(seen)])]
+
+    one, other, sets = timing.in_processes(3, measure, ours=built_by("build", value=0.0))
+    assert one.shape == other.shape == (6,)
+    assert np.all(one > 0)
+    np.testing.assert_array_equal(sets, [1, 2, 3])
+    assert len(set(seen)) == 3
+    assert timing.in_processes(2, lambda made: [], ours=built_by("lacking")) == []
 
 
 def test_a_package_that_is_not_there_is_left_out_and_said(built_by, capfd):
