@@ -163,7 +163,7 @@ def write(found: dict[str, Any]) -> None:
         for count, ratio in found["devices"].items()
     ]
     report.write_table("scaling", ["network", "over", "range", "exponent, or ratio", "time"], rows)
-    figure = Figure(figsize=(9.0, 3.4), layout="constrained")
+    figure = Figure(figsize=(9.0, 4.0), layout="constrained")
     for axes, over in zip(figure.subplots(1, 3), ("steps", "batch", "dimension"), strict=True):
         for number, row in enumerate(row for row in found["sweeps"] if row["over"] == over):
             label = (
@@ -174,7 +174,7 @@ def write(found: dict[str, Any]) -> None:
             axes.loglog(row["values"], row["seconds"], marker="osD"[number], markersize=4, label=label)
         axes.set_xlabel(over)
         axes.grid(visible=True, color="#e5e5e5")
-        axes.legend(frameon=False, title="exponent", loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, fontsize=8)
+        axes.legend(frameon=False, title="exponent", loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=8)
         if over == "dimension":
             axes.set_xticks(values := SWEEPS[-1].values, [f"{value:,}" for value in values])
             axes.minorticks_off()
