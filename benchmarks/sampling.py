@@ -20,8 +20,9 @@ import tyro
 from benchmarks import kept, report, timing
 from benchmarks.timing import Timing, Worker
 
-TRAIN_STEPS, ROUNDS = 1000, 3
-"""Of the schedule; and measured rounds in a process."""
+TRAIN_STEPS = 1000
+ROUNDS = 3
+"""Measured in a process."""
 OURS = "benchmarks.sampling:ours"
 
 
@@ -304,8 +305,11 @@ def samplers_over_floor(arguments: dict[str, Any], count: int, processes: int) -
     def measure(made: dict[str, Worker | None]) -> list[np.ndarray]:
         worker = made["ours"]
         assert worker is not None
-        pairs = [[(worker, name), (worker, f"floor {count}")] for name in names]
-        seconds = [one for pair in pairs for one in timing.alternate_workers(pair, rounds=ROUNDS)]
+        seconds: list[np.ndarray] = []
+        for name in names:
+            pair = timing.alternate_workers([(worker, name), (worker, f"floor {count}")], rounds=ROUNDS)
+            print(f"{name}: {timing.ratio(*pair):.3f} of the floor in this process", flush=True)
+            seconds += pair
         first.update(worker.first)
         peaks.append(worker.peak_mebibytes())
         return seconds

@@ -22,8 +22,10 @@ from benchmarks import kept, report, timing
 from benchmarks.sampling import text, torch_inputs
 
 LEARNING_RATE, WEIGHT_DECAY, CLIP_NORM = 1e-3, 1e-4, 1.0
-ROUNDS, STEPS = 5, {"mlp": 50, "dit": 10, "unet": 1}
-"""Measured rounds in a process, and steps of one dispatch of ours."""
+ROUNDS = 5
+"""Measured in a process."""
+STEPS = {"mlp": 50, "dit": 10, "unet": 1}
+"""Of one dispatch of ours."""
 
 
 @dataclasses.dataclass(frozen=True)
