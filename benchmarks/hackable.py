@@ -73,7 +73,7 @@ def ours(network: str, parameters: str, batch: int, steps: int) -> dict[str, Cal
             denoise = predictions.denoiser(net.bind(params), path, predictions.v)
             return samplers.sample(sampler, denoise, keys, x, knots)
 
-        compiled = jax.jit(run, compiler_options=networks.compiler_options(network))
+        compiled = jax.jit(run, compiler_options=networks.sampling_options(network, batch))
         return lambda: compiled(params, keys, x, knots)
 
     return {"ddim": of(samplers.ddim()), "ddpm": of(samplers.ddpm())}
@@ -108,7 +108,7 @@ def theirs(network: str, parameters: str, batch: int, steps: int) -> dict[str, C
 
             return sampler(inference_fn=inference, rng=key, initial_noise=x)[0].xt
 
-        compiled = jax.jit(run, compiler_options=networks.compiler_options(network))
+        compiled = jax.jit(run, compiler_options=networks.sampling_options(network, batch))
         return lambda: compiled(params, key, x)
 
     return {"ddim": of(0.0), "ddpm": of(1.0)}

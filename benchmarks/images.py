@@ -97,7 +97,7 @@ def main() -> None:
         if run.data_name != "mnist":
             raise UsageError(f"{directory} is a run on {run.data_name}, not on mnist")
         params = Checkpoints(Path(directory) / "checkpoints").restore_ema(runs.ema_template(run))
-        models.append((Path(directory).name, run, params, jitted_sample(run.method)))
+        models.append((Path(directory).name, run, params, jitted_sample(run.method, BATCH)))
     features, logits = classifier(dataset)
     test = np.asarray(dataset.scaling.to_model(dataset.test.data))
     accuracy = (in_parts(logits, test).argmax(axis=1) == dataset.test.label).mean()

@@ -21,6 +21,7 @@ from genjax.metrics.modes import mode_coverage
 from genjax.training.data import toys
 
 NUM = 100_000
+BATCH = 2500
 EXACT = "exact samples"
 
 
@@ -39,7 +40,7 @@ class Options:
 def train_and_measure(method_name: str, data_name: str, seed: int) -> dict[str, float]:
     """Mode coverage of a run's samples, and its training time."""
     method, dataset, state, seconds = train(method_name, data_name, seed)
-    samples = draw(jitted_sample(method), state.ema, jax.random.key(seed), NUM, batch_size=2500)
+    samples = draw(jitted_sample(method, BATCH), state.ema, jax.random.key(seed), NUM, batch_size=BATCH)
     return {**measure(data_name, np.asarray(dataset.scaling.to_data(samples))), "train_seconds": seconds}
 
 

@@ -15,7 +15,7 @@ from genjax.networks.layers import selu
 from genjax.networks.mlp import mlp
 from genjax.networks.unet import unet
 from genjax.training import compilation
-from genjax.typing import Net
+from genjax.typing import CompilerOptions, Net
 
 
 class Timed(NamedTuple):
@@ -35,9 +35,16 @@ NETWORKS = {
 }
 
 
-def compiler_options(name: str) -> dict[str, str] | None:
+def compiler_options(name: str) -> CompilerOptions:
     """As the methods choose them."""
     return compilation.convolution_options() if NETWORKS[name].convolutional else None
+
+
+def sampling_options(name: str, batch: int) -> CompilerOptions:
+    """As the methods choose them for a call of so many examples."""
+    if NETWORKS[name].convolutional:
+        return compilation.convolution_sampling_options(batch)
+    return compilation.perceptron_sampling_options(batch) if len(NETWORKS[name].event_shape) == 1 else None
 
 
 def inputs(name: str, batch: int) -> tuple[np.ndarray, np.ndarray]:

@@ -45,7 +45,7 @@ def fresh(data_name: str, *seeds: int) -> np.ndarray:
 
 def distances(run: Trained, data_name: str, seed: int, steps: int) -> list[float]:
     """W2 of each draw by so many steps to its own fresh points."""
-    sample = jitted_sample(run.method, steps=steps)
+    sample = jitted_sample(run.method, NUM, steps=steps)
     found = []
     for index in range(DRAWS):
         key = jax.random.fold_in(jax.random.key(seed), index)

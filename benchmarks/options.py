@@ -2,9 +2,9 @@
 
     python -m benchmarks.options [--quick]
 
-One call of each network and the gradient of its mean square, by XLA's defaults and without the library that runs its fused
-convolutions and products on CPU, in turn; what they compute is compared. Writes `benchmarks/results/options.json` and the table of
-`benchmarks/README.md`; `genjax/training/compilation.py` has the answer.
+A loop of calls of each network, over the devices that share a batch of samples, and the gradient of its mean square, by XLA's
+defaults and without the library that runs its fused convolutions and products on CPU, in turn; what they compute is compared.
+Writes `benchmarks/results/options.json` and the table of `benchmarks/README.md`; `genjax/training/compilation.py` has the answer.
 """
 
 import dataclasses
@@ -15,9 +15,10 @@ import numpy as np
 import tyro
 
 from benchmarks import kept, report, timing
-from benchmarks.sampling import text
+from benchmarks.sampling import bare_loop, text
 
-BATCHES = {"mlp": 1024, "dit": 16, "unet": 16}
+CASES = (("mlp", 64), ("mlp", 1024), ("mlp", 4096), ("dit", 16), ("unet", 16))
+CALLS, LOOP_TOLERANCE = 10, 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,28 +35,31 @@ def measure(rounds: int) -> list[dict[str, Any]]:
     import jax.numpy as jnp
 
     from benchmarks import networks
-    from genjax.training.compilation import WITHOUT_YNN
+    from genjax import cli
+    from genjax.drawing import over_devices
+    from genjax.environment import use_one_kernel_for_small_loops
+    from genjax.training.compilation import LOOPS_AS_THEY_COME, WITHOUT_YNN
 
+    use_one_kernel_for_small_loops()
+    cli.use_two_devices_of_a_cpu()
+    compared = (None, WITHOUT_YNN | LOOPS_AS_THEY_COME)
     found = []
-    for name, batch in BATCHES.items():
+    for name, batch in CASES:
         net, params = networks.NETWORKS[name].net, networks.initialised(name)
         x, t = (jnp.asarray(values) for values in networks.inputs(name, batch))
 
         def gradient(params: Any, x: Any, t: Any, net: Any = net) -> Any:
             return jax.grad(lambda params: jnp.mean(net.apply(params, x, t) ** 2))(params)
 
+        loops = [partial(bare_loop(net, options), *over_devices(params, x), t[:CALLS]) for options in compared]
+        gradients = [
+            partial(jax.jit(lambda *given, of=gradient: of(*given), compiler_options=options), params, x, t)
+            for options in compared
+        ]
         row: dict[str, Any] = {"network": networks.NETWORKS[name].title, "batch": batch}
-        for what, function in {"call": net.apply, "gradient": gradient}.items():
-            default, without = (
-                jax.jit(lambda *given, function=function: function(*given), compiler_options=options)
-                for options in (None, WITHOUT_YNN)
-            )
-            one, other = (
-                [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(compiled(params, x, t))]
-                for compiled in (default, without)
-            )
-            row[f"{what}_difference"] = timing.check_equal(one, other, f"{what} of {name}")
-            calls = [partial(compiled, params, x, t) for compiled in (default, without)]
+        for what, calls, tolerance in (("loop", loops, LOOP_TOLERANCE), ("gradient", gradients, 1e-5)):
+            one, other = ([np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(call())] for call in calls)
+            row[f"{what}_difference"] = timing.check_equal(one, other, f"{what} of {name}", tolerance)
             by_default, with_option = timing.alternate(calls, rounds=rounds)
             row[f"{what}_ms"] = 1e3 * timing.summary(by_default).median
             row[f"{what}_ratio"] = timing.ratio(with_option, by_default)
@@ -66,7 +70,7 @@ def measure(rounds: int) -> list[dict[str, Any]]:
 
 def write(found: list[dict[str, Any]]) -> None:
     """The table."""
-    header = ["network", "batch", "a call", "without YNN", "its gradient", "without YNN", "they differ by"]
+    header = ["network", "batch", f"{CALLS} calls", "without YNN", "its gradient", "without YNN", "they differ by"]
     report.write_table(
         "options",
         header,
@@ -74,11 +78,11 @@ def write(found: list[dict[str, Any]]) -> None:
             [
                 row["network"],
                 str(row["batch"]),
-                f"{row['call_ms']:.3g} ms",
-                text(row["call_ratio"]),
+                f"{row['loop_ms']:.3g} ms",
+                text(row["loop_ratio"]),
                 f"{row['gradient_ms']:.3g} ms",
                 text(row["gradient_ratio"]),
-                f"{max(row['call_difference'], row['gradient_difference']):.0e}",
+                f"{max(row['loop_difference'], row['gradient_difference']):.0e}",
             ]
             for row in found
         ],

@@ -22,6 +22,7 @@ from genjax.training.data import toys
 from genjax.transport import wasserstein
 
 NUM = 10_000
+BATCH = 2500
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +41,7 @@ def train_and_measure(method_name: str, data_name: str, seed: int) -> dict[str, 
     """W2 of a run's samples, its training time and its sampling time."""
     method, dataset, state, seconds = train(method_name, data_name, seed)
     start = time.perf_counter()
-    samples = draw(jitted_sample(method), state.ema, jax.random.key(seed), NUM, batch_size=2500)
+    samples = draw(jitted_sample(method, BATCH), state.ema, jax.random.key(seed), NUM, batch_size=BATCH)
     drawn = time.perf_counter()
     samples = np.asarray(dataset.scaling.to_data(samples))
     return {

@@ -3,10 +3,10 @@
     python -m benchmarks.sampling [--quick] [--networks mlp unet dit]
 
 The floor is a loop of the network alone over as many calls with the same inputs: a `lax.scan` for ours, a Python loop for
-those of torch. Each framework has a process of its own with all cores; they run in turn, three rounds in each of three sets
-of processes. The peers have our parameters, and what they compute is compared with ours before anything is timed. Writes
-`benchmarks/results/sampling.json`, the tables of `benchmarks/README.md` and a figure. Needs the extra `bench` for the peers;
-one that is not there is left out.
+those of torch. We, torch and torch with the network compiled have a process each with all cores; they run in turn, three
+rounds in each of three sets of processes. The peers have our parameters, and what they compute is compared with ours before
+anything is timed. Writes `benchmarks/results/sampling.json`, the tables of `benchmarks/README.md` and a figure. Needs the
+extra `bench` for the peers; one that is not there is left out.
 """
 
 import dataclasses
@@ -63,11 +63,12 @@ def ours(network: str, parameters: str, batch: int, calls: dict[str, int]) -> di
     from genjax.arrays import example_keys
 
     cli.use_two_devices_of_a_cpu()
-    net, options = networks.NETWORKS[network].net, networks.compiler_options(network)
+    net = networks.NETWORKS[network].net
     x, t = (jnp.asarray(values) for values in networks.inputs(network, batch))
     keys = example_keys(jax.random.key(0), batch)
     params, x, t, keys = drawing.over_devices(networks.read(parameters), x, t, keys)
     size = drawing.batch_size_for(networks.NETWORKS[network].event_shape, batch)
+    options = networks.sampling_options(network, size)
     path = paths.ddpm(paths.linear_betas(TRAIN_STEPS))
 
     def grid(steps: int) -> Any:
@@ -100,8 +101,10 @@ def ours(network: str, parameters: str, batch: int, calls: dict[str, int]) -> di
     return {**runs, **floors, "network": lambda: network_call(params, x, t)}
 
 
-def diffusers_loops(network: str, parameters: str, batch: int, calls: dict[str, int]) -> dict[str, Callable[[], Any]]:
-    """diffusers' schedulers in its own loop, eager and with the network compiled, and the bare network."""
+def diffusers_loops(
+    network: str, parameters: str, batch: int, calls: dict[str, int], compiled: bool
+) -> dict[str, Callable[[], Any]]:
+    """diffusers' schedulers in its own loop, the bare network in one as long, and one call; the network compiled or not."""
     import torch
     from diffusers import DDIMScheduler, DDPMScheduler
 
@@ -127,7 +130,9 @@ def diffusers_loops(network: str, parameters: str, batch: int, calls: dict[str, 
     def clock(scheduler: Any) -> Any:
         return ((scheduler.timesteps + 1) / TRAIN_STEPS)[:, None].expand(-1, batch).contiguous()
 
-    def loop(model: Any, name: str, steps: int) -> Callable[[], Any]:
+    model = torch.compile(net) if compiled else net
+
+    def loop(name: str, steps: int) -> Callable[[], Any]:
         scheduler = scheduler_of(name, steps)
         times = clock(scheduler)
 
@@ -140,7 +145,7 @@ def diffusers_loops(network: str, parameters: str, batch: int, calls: dict[str, 
 
         return run
 
-    def floor(model: Any, steps: int) -> Callable[[], Any]:
+    def floor(steps: int) -> Callable[[], Any]:
         times = clock(scheduler_of("ddim", steps))
 
         @torch.inference_mode()
@@ -152,12 +157,9 @@ def diffusers_loops(network: str, parameters: str, batch: int, calls: dict[str, 
 
         return run
 
-    compiled = torch.compile(net)
-    found: dict[str, Callable[[], Any]] = {"network": torch.inference_mode()(lambda: net(x, t))}
-    for kind, model in (("eager", net), ("compiled", compiled)):
-        found |= {f"{name} {kind}": loop(model, name, steps) for name, steps in calls.items()}
-        found |= {f"floor {steps} {kind}": floor(model, steps) for steps in sorted(set(calls.values()))}
-    return found
+    loops = {name: loop(name, steps) for name, steps in calls.items()}
+    floors = {f"floor {steps}": floor(steps) for steps in sorted(set(calls.values()))}
+    return {**loops, **floors, "network": torch.inference_mode()(lambda: net(x, t))}
 
 
 def torch_inputs(network: str, batch: int) -> tuple[Any, Any]:
@@ -347,21 +349,24 @@ def rows_beside_diffusers(rows: list[Row], parameters: str, processes: int) -> l
     facts: dict[str, Any] = {}
 
     def measure(made: dict[str, Worker | None]) -> list[np.ndarray]:
-        worker, peer = made["ours"], made["diffusers"]
-        if worker is None or peer is None:
+        worker, eager, compiled = made["ours"], made["diffusers"], made["diffusers, compiled"]
+        if worker is None or eager is None or compiled is None:
             return []
-        facts["difference"] = same_network(worker, peer, network)
-        if "ddim" in calls:
-            trajectory = images_last(peer.output("ddim eager"))
-            timing.check_equal(worker.output("ddim"), trajectory, f"{network} ddim", TRAJECTORY_TOLERANCE)
-        seconds = [one for row in rows for one in beside(worker, peer, row)]
-        facts["first"], facts["peer_first"] = worker.first, peer.first
-        facts["peaks"] = {"peak_mib": worker.peak_mebibytes(), "peer_peak_mib": peer.peak_mebibytes()}
+        for peer in (eager, compiled):
+            facts["difference"] = same_network(worker, peer, network)
+            if "ddim" in calls:
+                trajectory = images_last(peer.output("ddim"))
+                timing.check_equal(worker.output("ddim"), trajectory, f"{network} ddim", TRAJECTORY_TOLERANCE)
+        seconds = [one for row in rows for one in beside((worker, eager, compiled), row)]
+        facts["first"], facts["compiled_first"] = worker.first, compiled.first
+        facts["peaks"] = {"peak_mib": worker.peak_mebibytes(), "peer_peak_mib": eager.peak_mebibytes()}
         return seconds
 
     arguments = dict(network=network, parameters=parameters, batch=batch, calls=calls)
-    peers = ("benchmarks.sampling:diffusers_loops", arguments)
-    seconds = timing.in_processes(processes, measure, ours=(OURS, arguments), diffusers=peers)
+    builds = {"ours": (OURS, arguments)}
+    for name, compiled in (("diffusers", False), ("diffusers, compiled", True)):
+        builds[name] = ("benchmarks.sampling:diffusers_loops", {**arguments, "compiled": compiled})
+    seconds = timing.in_processes(processes, measure, **builds)
     if not seconds:
         return []
     return [
@@ -370,19 +375,17 @@ def rows_beside_diffusers(rows: list[Row], parameters: str, processes: int) -> l
             "difference": facts["difference"],
             **ratios(*seconds[6 * index : 6 * index + 6]),
             "first_s": facts["first"][row.sampler],
-            "compiled_first_s": facts["peer_first"][f"{row.sampler} compiled"],
+            "compiled_first_s": facts["compiled_first"][row.sampler],
             **facts["peaks"],
         }
         for index, row in enumerate(rows)
     ]
 
 
-def beside(worker: Worker, peer: Worker, row: Row) -> list[np.ndarray]:
-    """Seconds of one case: ours, its floor, the peer's and its floor, eager and compiled."""
-    floor = f"floor {row.steps}"
-    ours = [(worker, row.sampler), (worker, floor)]
-    theirs = [(peer, f"{name} {kind}") for kind in ("eager", "compiled") for name in (row.sampler, floor)]
-    return timing.alternate_workers([*ours, *theirs], rounds=ROUNDS)
+def beside(made: tuple[Worker, ...], row: Row) -> list[np.ndarray]:
+    """Seconds of one case: each worker's sampler and its floor."""
+    calls = [(worker, name) for worker in made for name in (row.sampler, f"floor {row.steps}")]
+    return timing.alternate_workers(calls, rounds=ROUNDS)
 
 
 def ratios(

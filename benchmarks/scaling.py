@@ -102,7 +102,7 @@ def on_devices(devices: int, parameters: str) -> dict[str, Callable[[], Any]]:
         denoise = predictions.denoiser(net.bind(params), path, predictions.noise)
         return samplers.sample(samplers.ddpm(), denoise, keys, x, knots)
 
-    compiled = jax.jit(run, compiler_options=networks.compiler_options("unet"))
+    compiled = jax.jit(run, compiler_options=networks.sampling_options("unet", 64))
     return {"sample": lambda: compiled(params, keys, x, knots)}
 
 

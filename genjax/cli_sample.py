@@ -197,7 +197,7 @@ def _draw(run: Any, params: Any, key: Any, num: int, options: Options, given: di
     scale = None if guidance is None else jnp.float32(guidance)
     print(f"{run.method_name} on {run.data_name}: compiling ...", file=sys.stderr, flush=True)
     start = time.perf_counter()
-    compiled = jitted_sample(run.method, **static).lower(*given_parts, scale).compile()
+    compiled = jitted_sample(run.method, batch_size, **static).lower(*given_parts, scale).compile()
     compile_seconds = time.perf_counter() - start
     start = time.perf_counter()
     samples = draw(
@@ -279,7 +279,7 @@ def _write_trajectory(run: Any, params: Any, key: Any, num: int, given: dict[str
     num = min(num, 16 if len(run.event_shape) == 3 else 2000)
     static = {name: value for name, value in given.items() if name != "guidance"}
     scale = given.get("guidance")
-    _, trajectory = jitted_sample(run.method, trace=True, **static)(
+    _, trajectory = jitted_sample(run.method, num, trace=True, **static)(
         params,
         example_keys(key, num),
         None if label is None else jnp.asarray(label[:num]),

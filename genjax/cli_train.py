@@ -243,18 +243,19 @@ class _Training:
         from genjax.drawing import MOST_CLASS_COLUMNS, batch_size_for, draw, jitted_sample, picture
         from genjax.training.run_dir import make_directory
 
-        if self._sample is None:
-            self._sample = jitted_sample(self.method)
         columns = self.num_classes if self.kind == "images" and 1 < self.num_classes <= MOST_CLASS_COLUMNS else None
         num = _PICTURE_SAMPLES[self.kind]
         num -= num % (columns or 1)
         label = np.resize(np.arange(self.num_classes, dtype=np.int32), num) if self.num_classes else None
+        batch_size = batch_size_for(self.dataset.train.data.shape[1:], num)
+        if self._sample is None:
+            self._sample = jitted_sample(self.method, batch_size)
         samples = draw(
             self._sample,
             state.ema,
             self.key,
             num,
-            batch_size=batch_size_for(self.dataset.train.data.shape[1:], num),
+            batch_size=batch_size,
             label=label,
         )
         make_directory(path.parent)

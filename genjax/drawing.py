@@ -30,8 +30,8 @@ def batch_size_for(event_shape: tuple[int, ...], num: int) -> int:
     return min(num, max(16, min(4096, 2**13 // math.prod(event_shape))))
 
 
-def jitted_sample(method: Method, **options: Any) -> Any:
-    """`f(params, keys [n], label [n] | None, guidance | None)`: `method.sample` with these options under one jit.
+def jitted_sample(method: Method, num: int, **options: Any) -> Any:
+    """`f(params, keys [num], label [num] | None, guidance | None)`: `method.sample` with these options under one jit.
 
     The guidance is an argument, so that another scale does not recompile.
     """
@@ -41,7 +41,8 @@ def jitted_sample(method: Method, **options: Any) -> Any:
         given = {name: value for name, value in given.items() if value is not None}
         return method.sample(params, keys, keys.shape[0], **options, **given)
 
-    return jax.jit(sample, compiler_options=method.compiler_options)
+    chosen = method.compiler_options if method.sampling_options is None else method.sampling_options(num)
+    return jax.jit(sample, compiler_options=chosen)
 
 
 def over_devices(params: Params, *of_examples: Any) -> tuple[Any, ...]:

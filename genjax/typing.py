@@ -14,6 +14,7 @@ Array = jax.Array
 Key = jax.Array
 Params = Any
 Metrics = dict[str, Array]
+CompilerOptions = dict[str, str] | None
 
 Model = Callable[[Array, Array], Array]
 """`f(x [B, ...], t [B]) -> prediction [B, ...]`: a network with its parameters (and labels) bound."""
@@ -155,6 +156,7 @@ class Method(NamedTuple):
       N(0, I) of shape `latent`. None, None and () where the family has no code of its own shape.
     - `path_model`: the `PathModel` that it samples with; None where there is none.
     - `compiler_options`: what to give to a `jit` of its step and its sampling on this backend.
+    - `sampling_options(num) -> options`: for a `jit` that samples `num` examples a call; None for `compiler_options`.
     """
 
     init: Callable[[Key, Batch], State]
@@ -169,7 +171,8 @@ class Method(NamedTuple):
     latent: tuple[int, ...] = ()
     path_model: PathModel | None = None
     bounds_log_prob: bool = False
-    compiler_options: dict[str, str] | None = None
+    compiler_options: CompilerOptions = None
+    sampling_options: Callable[[int], CompilerOptions] | None = None
 
 
 class OtherRun(NamedTuple):

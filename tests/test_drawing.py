@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import jax
@@ -35,7 +36,18 @@ def method():
 def drawn(batch_size):
     params, label = {"weight": np.float32(2)}, np.arange(NUM, dtype=np.int32)
     options = dict(batch_size=batch_size, label=label, guidance=0.5)
-    return draw(jitted_sample(method()), params, jax.random.key(0), NUM, **options)
+    return draw(jitted_sample(method(), options["batch_size"]), params, jax.random.key(0), NUM, **options)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="the options are XLA:CPU's")
+def test_options_of_sampling_are_those_of_the_number_of_examples():
+    def given_for(num):
+        return {"xla_cpu_no_such_option": ""} if num == 5 else None
+
+    for num, refused in ((4, False), (5, True)):
+        sample = jitted_sample(method()._replace(sampling_options=given_for), num)
+        with pytest.raises(jax.errors.JaxRuntimeError, match="no_such_option") if refused else nullcontext():
+            sample({"weight": np.float32(2)}, example_keys(jax.random.key(0), num), np.zeros(num), None)
 
 
 def parts():

@@ -214,6 +214,7 @@ def build(
         sample,
         network_calls,
         compiler_options=network_options.compiler_options(config.network),
+        sampling_options=network_options.sampling_options(config.network),
     )
 
 

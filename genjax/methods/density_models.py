@@ -16,7 +16,7 @@ from genjax.arrays import as_example_keys
 from genjax.losses.likelihood import bits_per_dim
 from genjax.methods import labels
 from genjax.training.steps import from_loss, new_state, with_ema
-from genjax.typing import Array, Batch, Examples, Key, Method, Metrics, Params, State
+from genjax.typing import Array, Batch, CompilerOptions, Examples, Key, Method, Metrics, Params, State
 
 LogDensity = Callable[[Params, Key, Array, Array | None], Array]
 """`(params, key, data [B, ...], label [B] | None) -> log p(data | label) [B]`, nats; a draw of a bound may use the key."""
@@ -40,7 +40,7 @@ def build(
     ema_decay: float,
     objective: Objective | None = None,
     bounds_log_prob: bool = False,
-    compiler_options: dict[str, str] | None = None,
+    compiler_options: CompilerOptions = None,
 ) -> Method:
     """The method of a log-density and of draws from it.
 

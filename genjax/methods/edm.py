@@ -105,4 +105,5 @@ def build(config: Config, optimizer: optax.GradientTransformation, examples: Exa
         ema_decay=config.ema_decay,
         label_dropout=config.label_dropout,
         compiler_options=network_options.compiler_options(config.network),
+        sampling_options=network_options.sampling_options(config.network),
     )

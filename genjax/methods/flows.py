@@ -26,7 +26,11 @@ from genjax.losses import likelihood
 from genjax.methods import density_models, labels
 from genjax.methods.network_options import ByData, check_halvings
 from genjax.methods.recommended import Recommended
-from genjax.training.compilation import convolution_options, convolution_steps_per_dispatch
+from genjax.training.compilation import (
+    convolution_options,
+    convolution_sampling_options,
+    convolution_steps_per_dispatch,
+)
 from genjax.typing import Array, Examples, Key, Method, Net, Params
 
 _LEVELS = 2
@@ -159,7 +163,8 @@ def build(
         bounds_log_prob=bool(examples.levels),
         compiler_options=convolution_options() if examples.are_images else None,
     )
-    return method._replace(sample=sample)
+    sampling_options = convolution_sampling_options if examples.are_images else None
+    return method._replace(sample=sample, sampling_options=sampling_options)
 
 
 def _noise_shape(shape: tuple[int, ...]) -> tuple[int, ...]:

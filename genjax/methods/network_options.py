@@ -1,14 +1,19 @@
 """The network of a continuous-time model: its options, their defaults by data, and the `Net` they make."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import jax.numpy as jnp
 import tyro
 
 from genjax.errors import UsageError
-from genjax.training.compilation import convolution_options
-from genjax.typing import Examples, Net
+from genjax.training.compilation import (
+    convolution_options,
+    convolution_sampling_options,
+    perceptron_sampling_options,
+)
+from genjax.typing import CompilerOptions, Examples, Net
 
 ByData = tyro.conf.arg(metavar="INT", help_behavior_hint="(default: by data)")
 BySteps = tyro.conf.arg(metavar="INT", help_behavior_hint="(default: by --steps)")
@@ -115,6 +120,11 @@ def make_net(options: NetworkOptions, event_shape: tuple[int, ...], num_classes:
     )
 
 
-def compiler_options(options: NetworkOptions) -> dict[str, str] | None:
+def compiler_options(options: NetworkOptions) -> CompilerOptions:
     """What to give to a `jit` of this network on this backend."""
     return convolution_options() if options.network == "unet" else None
+
+
+def sampling_options(options: NetworkOptions) -> Callable[[int], CompilerOptions] | None:
+    """Those for sampling, of the number of examples a call; None where they are the same."""
+    return {"unet": convolution_sampling_options, "mlp": perceptron_sampling_options}.get(options.network or "")

@@ -23,6 +23,7 @@ from genjax.training.steps import from_loss, new_state, with_ema
 from genjax.typing import (
     Array,
     Batch,
+    CompilerOptions,
     Examples,
     Key,
     Knot,
@@ -136,7 +137,8 @@ def build(
     first_order_end: bool,
     ema_decay: float,
     label_dropout: float,
-    compiler_options: dict[str, str] | None,
+    compiler_options: CompilerOptions,
+    sampling_options: Callable[[int], CompilerOptions] | None = None,
     source: Source | None = None,
     coupling: Coupling | None = None,
     least_ratio: float = 0.002,
@@ -161,6 +163,7 @@ def build(
         ema_decay: of the moving average that sampling uses.
         label_dropout: probability of the null label in training.
         compiler_options: for a `jit` of the step and the sampling.
+        sampling_options: the latter's, of the number of examples a call; default the same.
         source: what is at the noise end; default N(0, I).
         coupling: pairs its draws with the examples of a batch, within classes where there are labels; default as drawn.
         least_ratio: of sigma to alpha, down to which adaptive sampling and likelihoods solve the ODE.
@@ -337,4 +340,5 @@ def build(
         bounds_log_prob=examples.levels > 0,
         path_model=PathModel(path, predict, sampling_model) if source is None and coupling is None else None,
         compiler_options=compiler_options,
+        sampling_options=sampling_options,
     )

@@ -19,7 +19,11 @@ from genjax.losses import likelihood
 from genjax.methods import autoregressive, density_models, labels
 from genjax.methods.network_options import ByData
 from genjax.methods.recommended import Recommended
-from genjax.training.compilation import convolution_options, convolution_steps_per_dispatch
+from genjax.training.compilation import (
+    convolution_options,
+    convolution_sampling_options,
+    convolution_steps_per_dispatch,
+)
 from genjax.typing import Array, Examples, Key, Method, Params
 
 if TYPE_CHECKING:
@@ -102,7 +106,7 @@ def build(config: Config, optimizer: optax.GradientTransformation, examples: Exa
         blank = jnp.zeros((len(keys), *examples.event_shape))
         return jax.lax.scan(draw_row, blank, jnp.arange(height))[0]
 
-    return density_models.build(
+    method = density_models.build(
         lambda key, data, label: net.init(key, data, label),
         log_density,
         draw,
@@ -113,6 +117,7 @@ def build(config: Config, optimizer: optax.GradientTransformation, examples: Exa
         ema_decay=config.ema_decay,
         compiler_options=convolution_options(),
     )
+    return method._replace(sampling_options=convolution_sampling_options)
 
 
 def _network(config: Config, examples: Examples, num_classes: int) -> "PixelNet":

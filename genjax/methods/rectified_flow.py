@@ -129,6 +129,7 @@ def build(config: Config, optimizer: optax.GradientTransformation, examples: Exa
         ema_decay=config.ema_decay,
         label_dropout=config.label_dropout,
         compiler_options=network_options.compiler_options(config.network),
+        sampling_options=network_options.sampling_options(config.network),
     )
     grid = path_models.uniform_knots(path, predictions.velocity, config.pair_steps)
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import jaxlib
 
 from genjax.environment import SMALL_LOOPS
-from genjax.typing import Array
+from genjax.typing import Array, CompilerOptions
 
 WITHOUT_YNN = {"xla_cpu_experimental_ynn_fusion_type": ""}
 """XLA:CPU without the library that it sends fused convolutions and products to."""
@@ -24,11 +24,14 @@ WITHOUT_YNN = {"xla_cpu_experimental_ynn_fusion_type": ""}
 LOOPS_AS_THEY_COME = {"xla_backend_extra_options": ""}
 """XLA:CPU without `environment.use_one_kernel_for_small_loops`."""
 
-_CONVOLUTIONS_WANT_IT = ("0.10",)
-"""Versions of jaxlib for which `python -m benchmarks.options` found convolutions faster so, and other networks not."""
+_FASTER_WITHOUT = ("0.10",)
+"""Versions of jaxlib for which `python -m benchmarks.options` found convolutions and loops of many points faster so."""
+
+MANY_POINTS = 1024
+"""Of a call, from which on a perceptron is sampled without that library."""
 
 
-def convolution_options() -> dict[str, str] | None:
+def convolution_options() -> CompilerOptions:
     """Options for a `jit` dominated by convolutions on this backend; None where the defaults are best.
 
     XLA:CPU of jaxlib 0.10 sends convolutions to a library that runs mostly on one core; without it a U-Net's
@@ -39,9 +42,31 @@ def convolution_options() -> dict[str, str] | None:
         return None
     version = ".".join(jaxlib.__version__.split(".")[:2])
     options = LOOPS_AS_THEY_COME if SMALL_LOOPS in os.environ.get("XLA_FLAGS", "") else {}
-    if version in _CONVOLUTIONS_WANT_IT and all(map(_accepted, WITHOUT_YNN)):
+    if version in _FASTER_WITHOUT and all(map(_accepted, WITHOUT_YNN)):
         options = options | WITHOUT_YNN
     return options or None
+
+
+def convolution_sampling_options(num: int) -> CompilerOptions:
+    """Options for a `jit` dominated by convolutions that samples `num` examples a call over all devices of this backend.
+
+    Where each processor is a device of its own, as `cli.use_two_devices_of_a_cpu` makes it of two, a library that keeps to
+    one core loses nothing: with it a U-Net's sampling takes 0.8 of the time. It stays, so, where devices share the examples.
+    """
+    options, devices = convolution_options(), jax.local_device_count()
+    if options is None or num % devices or devices < max(os.cpu_count() or 1, 2):
+        return options
+    return {name: value for name, value in options.items() if name not in WITHOUT_YNN} or None
+
+
+def perceptron_sampling_options(num: int) -> CompilerOptions:
+    """Options for a `jit` that samples `num` points a call from a perceptron; None where the defaults are best.
+
+    XLA:CPU of jaxlib 0.10 takes 0.9 of the time for products of many rows without the library that it sends them to.
+    A loop is not compiled into one kernel then, for products are slow within.
+    """
+    options = convolution_options() or {}
+    return options if num >= MANY_POINTS and options.keys() >= WITHOUT_YNN.keys() else None
 
 
 def convolution_steps_per_dispatch() -> int:

@@ -8,7 +8,7 @@ import pytest
 from genjax.errors import UsageError
 from genjax.methods import flow_matching
 from genjax.methods.network_options import NetworkOptions
-from genjax.training import data, loop
+from genjax.training import compilation, data, loop
 from genjax.training.data import toys
 from genjax.training.steps import adamw
 from genjax.typing import Examples
@@ -37,6 +37,17 @@ def test_couplings_shorten_the_way(labels):
     }
     assert costs["independent"] == pytest.approx(2, abs=0.25)  # both of unit variance on each axis
     assert costs["optimal"] < costs["entropic"] < 0.6 * costs["independent"]
+
+
+def test_points_and_images_have_options_of_their_own_for_sampling():
+    optimizer, points, images = adamw(1e-3, 10), data.load("moons").examples, data.load("digits").examples
+    networks = {None: points, "unet": images, "dit": images}
+    assert [
+        flow_matching.build(
+            flow_matching.Config(network=NetworkOptions(network=network)), optimizer, examples
+        ).sampling_options
+        for network, examples in networks.items()
+    ] == [compilation.perceptron_sampling_options, compilation.convolution_sampling_options, None]
 
 
 def test_sampling_starts_at_draws_of_the_source():

@@ -1,11 +1,14 @@
 """Compiler options change the time and nothing else, and are left out where they were not measured or are not known."""
 
+import os
+
 import jax
 import jax.numpy as jnp
 import jaxlib
 import numpy as np
 import pytest
 
+from genjax.environment import SMALL_LOOPS
 from genjax.networks.unet import unet
 from genjax.training import compilation
 
@@ -28,6 +31,32 @@ def test_a_jaxlib_that_was_not_measured_gets_no_options(monkeypatch):
 def test_an_option_that_the_compiler_does_not_know_is_left_out(monkeypatch):
     monkeypatch.setattr(compilation, "WITHOUT_YNN", {"xla_cpu_no_such_option": ""})
     assert compilation.convolution_options() is None
+    assert compilation.perceptron_sampling_options(compilation.MANY_POINTS) is None
+
+
+@on_cpu
+def test_many_points_are_sampled_without_the_library_and_few_in_one_kernel(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", SMALL_LOOPS)
+    few, many = map(compilation.perceptron_sampling_options, (compilation.MANY_POINTS - 1, compilation.MANY_POINTS))
+    assert few is None
+    assert many == compilation.WITHOUT_YNN | compilation.LOOPS_AS_THEY_COME
+    monkeypatch.setattr(jaxlib, "__version__", "0.99.1")
+    assert compilation.perceptron_sampling_options(compilation.MANY_POINTS) is None
+
+
+@on_cpu
+@pytest.mark.parametrize(
+    ("devices", "processors", "num", "kept"),
+    [(2, 2, 16, True), (2, 2, 15, False), (1, 1, 16, False), (1, 2, 16, False), (2, 8, 16, False), (8, 8, 16, True)],
+)
+def test_convolutions_keep_the_library_where_each_processor_has_a_part_of_the_images(
+    monkeypatch, devices, processors, num, kept
+):
+    monkeypatch.setenv("XLA_FLAGS", SMALL_LOOPS)
+    monkeypatch.setattr(jax, "local_device_count", lambda: devices)
+    monkeypatch.setattr(os, "cpu_count", lambda: processors)
+    expected = compilation.LOOPS_AS_THEY_COME | ({} if kept else compilation.WITHOUT_YNN)
+    assert compilation.convolution_sampling_options(num) == expected
 
 
 def test_options_change_neither_outputs_nor_gradients():
