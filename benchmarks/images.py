@@ -22,7 +22,7 @@ import tyro
 from benchmarks import report, timing
 from genjax import runs
 from genjax.arrays import example_keys
-from genjax.drawing import draw, jitted_sample
+from genjax.drawing import draw, jitted_sample, over_devices
 from genjax.errors import UsageError
 from genjax.methods.network_options import NetworkOptions
 from genjax.metrics.frechet import frechet_distance
@@ -110,7 +110,7 @@ def main() -> None:
     one_batch, label = example_keys(jax.random.key(1), BATCH), jnp.arange(BATCH, dtype=jnp.int32) % dataset.num_classes
     calls = [
         lambda run=run, params=params, sample=sample: sample(
-            params, one_batch, label if run.class_conditional else None, None
+            *over_devices(params, one_batch, label if run.class_conditional else None), None
         )
         for _, run, params, sample in models
     ]

@@ -274,16 +274,14 @@ def _write_trajectory(run: Any, params: Any, key: Any, num: int, given: dict[str
 
     from genjax import plots
     from genjax.arrays import example_keys
-    from genjax.drawing import jitted_sample, value_range
+    from genjax.drawing import jitted_sample, over_devices, value_range
 
     num = min(num, 16 if len(run.event_shape) == 3 else 2000)
     static = {name: value for name, value in given.items() if name != "guidance"}
     scale = given.get("guidance")
+    given_parts = over_devices(params, example_keys(key, num), None if label is None else jnp.asarray(label[:num]))
     _, trajectory = jitted_sample(run.method, num, trace=True, **static)(
-        params,
-        example_keys(key, num),
-        None if label is None else jnp.asarray(label[:num]),
-        None if scale in (None, 1) else jnp.float32(scale),
+        *given_parts, None if scale in (None, 1) else jnp.float32(scale)
     )
     states, times = np.asarray(run.scaling.to_data(trajectory.x)), np.asarray(trajectory.t)
     limits = value_range(run.scaling) if len(run.event_shape) == 3 else None

@@ -33,7 +33,8 @@ def batch_size_for(event_shape: tuple[int, ...], num: int) -> int:
 def jitted_sample(method: Method, num: int, **options: Any) -> Any:
     """`f(params, keys [num], label [num] | None, guidance | None)`: `method.sample` with these options under one jit.
 
-    The guidance is an argument, so that another scale does not recompile.
+    Its compiler options are those for arguments of `over_devices`. The guidance is an argument, so that another scale does
+    not recompile.
     """
 
     def sample(params: Params, keys: Key, label: Array | None, guidance: Array | None) -> Any:
