@@ -2,9 +2,10 @@
 
     python -m benchmarks.scaling [--quick]
 
-Times of `sample` with DDPM's steps, in turn, and the exponent that a line through their logarithms has. The dimension is that of
-events under a denoiser that costs almost nothing, so it is the sampler's own. On virtual devices the batch is split between them;
-they share the same cores. Writes `benchmarks/results/scaling.json`, the table of `benchmarks/README.md` and a figure.
+Times of `sample` with DDPM's steps, in turn, and the exponent that a line through their logarithms has; drawn as `sample.py` draws,
+over two devices of a CPU, in batches of which a device's part keeps it busy. The dimension is that of events under a denoiser that
+costs almost nothing, so it is the sampler's own. On virtual devices the batch is split between them; they share the same cores.
+Writes `benchmarks/results/scaling.json`, the table of `benchmarks/README.md` and a figure.
 """
 
 import dataclasses
@@ -36,12 +37,12 @@ class Sweep(NamedTuple):
 
 
 SWEEPS = (
-    Sweep("mlp", "steps", (25, 50, 100, 200, 400), 0, 1024),
-    Sweep("unet", "steps", (5, 10, 20, 40), 0, 16),
-    Sweep("dit", "steps", (5, 10, 20, 40), 0, 16),
-    Sweep("mlp", "batch", (512, 1024, 2048, 4096, 8192), 50, 0),
-    Sweep("unet", "batch", (8, 16, 32, 64), 4, 0),
-    Sweep("dit", "batch", (8, 16, 32, 64), 4, 0),
+    Sweep("mlp", "steps", (50, 100, 200, 400, 800), 0, 1024),
+    Sweep("unet", "steps", (10, 20, 40, 80), 0, 16),
+    Sweep("dit", "steps", (10, 20, 40, 80), 0, 16),
+    Sweep("mlp", "batch", (1024, 2048, 4096, 8192, 16384), 50, 0),
+    Sweep("unet", "batch", (16, 32, 64, 128), 4, 0),
+    Sweep("dit", "batch", (16, 32, 64, 128), 4, 0),
     Sweep("none", "dimension", (2**14, 2**15, 2**16, 2**17), 20, 16),
 )
 DEVICES = (1, 2, 4)
@@ -49,32 +50,34 @@ DEVICES = (1, 2, 4)
 
 def sampling(sweep: dict[str, Any], parameters: str | None) -> dict[str, Callable[[], Any]]:
     """A run for each value of a sweep, named by it."""
+    from genjax import arrays, cli, drawing, paths, predictions, samplers, times
+
+    cli.use_two_devices_of_a_cpu()
     import jax
-    import jax.numpy as jnp
 
     from benchmarks import networks
-    from genjax import paths, predictions, samplers, times
 
     path, over = paths.ddpm(paths.linear_betas(1000)), sweep["over"]
     net = networks.NETWORKS[sweep["network"]].net if parameters else None
     params = networks.read(parameters) if parameters else None
-    options = networks.compiler_options(sweep["network"]) if parameters else None
 
-    def run(params: Any, key: Any, x: Any, knots: Any) -> Any:
+    def run(params: Any, keys: Any, x: Any, knots: Any) -> Any:
         model = net.bind(params) if net is not None else lambda x, t: 0.5 * x
-        return samplers.sample(samplers.ddpm(), predictions.denoiser(model, path, predictions.noise), key, x, knots)
+        return samplers.sample(samplers.ddpm(), predictions.denoiser(model, path, predictions.noise), keys, x, knots)
 
     def of(value: int) -> Callable[[], Any]:
         chosen = {**sweep, over: value}
-        knots = paths.knots(path, times.discrete(times.trailing_indices(1000, chosen["steps"]), 1000))
+        batch = chosen["batch"]
         if net is None:
-            x = jnp.asarray(
-                np.random.default_rng(0).standard_normal((chosen["batch"], chosen["dimension"]), np.float32)
-            )
+            x, options = np.random.default_rng(0).standard_normal((batch, chosen["dimension"]), np.float32), None
         else:
-            x = jnp.asarray(networks.inputs(sweep["network"], chosen["batch"])[0])
+            x = networks.inputs(sweep["network"], batch)[0]
+            options = networks.sampling_options(sweep["network"], batch)
+        knots = paths.knots(path, times.discrete(times.trailing_indices(1000, chosen["steps"]), 1000))
+        keys = arrays.example_keys(jax.random.key(0), batch)
+        (on_each, knots), keys, x = drawing.over_devices((params, knots), keys, x)
         compiled = jax.jit(run, compiler_options=options)
-        return lambda: compiled(params, jax.random.key(0), x, knots)
+        return lambda: compiled(on_each, keys, x, knots)
 
     return {str(value): of(value) for value in sweep["values"]}
 
