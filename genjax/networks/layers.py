@@ -30,17 +30,24 @@ def parameter_dtype(dtype: Any) -> jnp.dtype:
     return jnp.promote_types(dtype, jnp.float32)
 
 
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
 def rows(values: Array, count: int) -> Array:
     """`values [..., C]` as each of `count` rows: `[..., count, C]`.
 
-    A product with ones, because its transpose, the sum of rows in every gradient of a bias, is one as well: XLA:CPU takes
-    several times as long to reduce columns.
+    Its derivative is a product with ones, because the transpose of that, the sum of rows in every gradient of a bias, is a
+    product as well: XLA:CPU takes several times as long to reduce columns.
 
     >>> rows(jnp.asarray([1.0, 2.0]), 2).tolist()
     [[1.0, 2.0], [1.0, 2.0]]
     """
-    values = values[..., None, :]
-    return jnp.matmul(jnp.ones((*values.shape[:-2], count, 1), values.dtype), values, precision="highest")
+    return jnp.broadcast_to(values[..., None, :], (*values.shape[:-1], count, values.shape[-1]))
+
+
+@rows.defjvp
+def _rows_jvp(count: int, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (values,), (tangent,) = primals, tangents
+    ones = jnp.ones((*values.shape[:-1], count, 1), values.dtype)
+    return rows(values, count), jnp.matmul(ones, tangent[..., None, :], precision="highest")
 
 
 def product(x: Array, matrix: Array) -> Array:

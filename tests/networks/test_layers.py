@@ -137,8 +137,11 @@ def test_rows_are_copies_and_their_gradient_is_a_sum(float64):
     values = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3)))
     weights = jnp.asarray(np.random.default_rng(1).normal(size=(2, 5, 3)))
     np.testing.assert_array_equal(rows(values, 5), np.repeat(np.asarray(values)[:, None], 5, axis=1))
-    slope = jax.grad(lambda values: jnp.sum(rows(values, 5) * weights))(values)
-    np.testing.assert_allclose(slope, np.sum(weights, axis=1), rtol=1e-13)
+    slope_of = jax.grad(lambda values: jnp.sum(rows(values, 5) * weights))
+    np.testing.assert_allclose(slope_of(values), np.sum(weights, axis=1), rtol=1e-13)
+    assert "dot_general" in str(jax.make_jaxpr(slope_of)(values))
+    _, tangent = jax.jvp(lambda values: rows(values, 5), (values,), (2 * values,))
+    np.testing.assert_array_equal(tangent, 2 * rows(values, 5))
 
 
 @pytest.mark.parametrize(

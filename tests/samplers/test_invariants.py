@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from genjax import paths, predictions, samplers
+from genjax.networks.dit import dit
 from genjax.networks.mlp import mlp
 from genjax.samplers import invariants
 
@@ -146,3 +147,99 @@ def test_a_truth_of_the_interval_is_handed_to_the_loop_as_a_number():
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
     assert ours[1].dtype == bool
     assert 0 < np.sum(ours[1]) < STEPS
+
+
+WIDE = 1024  # a matrix of as many rows and columns is large enough
+
+
+def step_of_products(matrix):
+    """Its state meets two products of the interval, one made of the other, and one that is of the state."""
+
+    def step(x, t):
+        hidden = jnp.tanh(jnp.full((1, WIDE), t) @ matrix)
+        scale = jnp.sin(hidden @ matrix)
+        return jnp.tanh(x * scale + 0.5 * x @ matrix), (jnp.sum(hidden), t)
+
+    return step
+
+
+def loops_in(jaxpr, reading=(WIDE, WIDE)):
+    """Of a jaxpr, how often each loop runs and how many products with such a matrix stand in it, from without to within."""
+    found = []
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "scan":
+            inner = equation.params["jaxpr"].jaxpr
+            products = [e for e in inner.eqns if e.primitive.name == "dot_general"]
+            found.append((equation.params["length"], sum(e.invars[1].aval.shape == reading for e in products)))
+            found.extend(loops_in(inner, reading))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("steps", "loops"),
+    [
+        (8, [(8, 1)]),
+        (50, [(5, 2), (10, 1)]),
+        (34, [(17, 2), (2, 1)]),
+        (37, [(37, 3)]),  # no equal blocks
+        (1, [(1, 3)]),
+    ],
+)
+def test_products_of_the_interval_with_large_matrices_are_made_for_a_block_at_once(steps, loops):
+    matrix = jax.random.normal(jax.random.key(0), (WIDE, WIDE)) / WIDE**0.5
+    t, x = jnp.linspace(0.1, 1.0, steps), jnp.ones((1, WIDE))
+    run = {
+        scan: lambda x, t, scan=scan: scan(step_of_products(matrix), x, t) for scan in (invariants.scan, jax.lax.scan)
+    }
+    ours, theirs = (jax.jit(run[scan])(x, t) for scan in (invariants.scan, jax.lax.scan))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4), ours, theirs)
+    assert loops_in(jax.make_jaxpr(run[invariants.scan])(x, t).jaxpr) == loops
+
+
+@pytest.mark.parametrize("steps", [8, 50])
+def test_the_gradient_passes_through_blocks(steps):
+    matrix = jax.random.normal(jax.random.key(0), (WIDE, WIDE)) / WIDE**0.5
+    t, x = jnp.linspace(0.1, 1.0, steps), jnp.ones((1, WIDE))
+
+    def loss(scan):
+        def of(matrix, x, t):
+            last, (sums, _) = scan(step_of_products(matrix), x, t)
+            return jnp.sum(jnp.square(last)) + jnp.mean(sums)
+
+        return jax.jit(jax.grad(of, argnums=(0, 1, 2)))
+
+    ours, theirs = (loss(scan)(matrix, x, t) for scan in (invariants.scan, jax.lax.scan))
+    for a, b in zip(ours, theirs, strict=True):
+        assert np.abs(b).max() > 0
+        np.testing.assert_allclose(a, b, atol=2e-3 * np.abs(b).max())
+
+
+@pytest.mark.parametrize(("width", "rows"), [(WIDE // 2, 1), (WIDE, 128)])
+def test_products_with_small_matrices_or_of_many_rows_stay(width, rows):
+    matrix = jnp.ones((width, width)) / width
+
+    def step(x, t):
+        return x * (jnp.full((rows, width), t) @ matrix), None
+
+    jaxpr = jax.make_jaxpr(lambda x: invariants.scan(step, x, intervals()["t"]))(jnp.ones((rows, width)))
+    assert loops_in(jaxpr.jaxpr, reading=(width, width)) == [(STEPS, 1)]
+
+
+def test_a_transformer_reads_its_modulations_once_a_block(monkeypatch):
+    net, path, x = dit(patch=4, width=256, depth=3), paths.cosine(), jnp.ones((1, 8, 8, 1))
+    leaves, structure = jax.tree.flatten(net.init(jax.random.key(0), x, jnp.ones(1)))
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    leaves = [leaf + 0.05 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
+    params = jax.tree.unflatten(structure, leaves)
+    knots = paths.knots(path, jnp.linspace(0.99, 0.0, 41))
+
+    def run(params, x):
+        denoise = predictions.denoiser(net.bind(params), path, predictions.velocity)
+        return samplers.sample(samplers.ddim(), denoise, jax.random.key(0), x, knots)
+
+    modulation = (256, 6 * 256)
+    assert loops_in(jax.make_jaxpr(run)(params, x).jaxpr, reading=modulation) == [(4, 3), (10, 0)]
+    ours = jax.jit(run)(params, x)
+    monkeypatch.setattr(invariants, "scan", jax.lax.scan)
+    assert loops_in(jax.make_jaxpr(lambda *a: run(*a))(params, x).jaxpr, reading=modulation) == [(40, 3)]
+    np.testing.assert_allclose(ours, jax.jit(lambda *a: run(*a))(params, x), rtol=1e-4, atol=1e-4)
