@@ -38,7 +38,8 @@ _LARGE = 2**20
 """Numbers of the matrices of all such products together: fewer stay in a core's cache from step to step."""
 
 _BLOCK = 16
-"""Intervals of a block, at most: what is kept of the products does not grow with the steps."""
+"""Intervals of a block, at most: what is kept of the products does not grow with the steps. Two blocks at least, so that time to
+compile does not either."""
 
 
 def scan(step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, intervals: Any) -> Any:
@@ -64,8 +65,8 @@ def scan(step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, intervals: Any
     packed, unpack = _packed(values)
 
     steps = len(inputs[0])
-    block = max(size for size in range(1, _BLOCK + 1) if steps % size == 0)
-    products, of_state = _products_parted(of_state, handed if block > 1 else [])
+    block = max((size for size in range(2, min(_BLOCK, steps // 2) + 1) if steps % size == 0), default=steps)
+    products, of_state = _products_parted(of_state, handed if block < steps else [])
     length = block if products.outvars else steps
 
     def body(carried: Any, rows: Any) -> Any:

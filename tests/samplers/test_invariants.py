@@ -178,10 +178,11 @@ def loops_in(jaxpr, reading=(WIDE, WIDE)):
 @pytest.mark.parametrize(
     ("steps", "loops"),
     [
-        (8, [(8, 1)]),
+        (8, [(2, 2), (4, 1)]),
         (50, [(5, 2), (10, 1)]),
         (34, [(17, 2), (2, 1)]),
-        (37, [(37, 3)]),  # no equal blocks
+        (7, [(7, 3)]),  # no equal blocks
+        (37, [(37, 3)]),
         (1, [(1, 3)]),
     ],
 )
