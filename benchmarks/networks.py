@@ -44,7 +44,9 @@ def sampling_options(name: str, batch: int) -> CompilerOptions:
     """As the methods choose them for a call of so many examples."""
     if NETWORKS[name].convolutional:
         return compilation.convolution_sampling_options(batch)
-    return compilation.perceptron_sampling_options(batch) if len(NETWORKS[name].event_shape) == 1 else None
+    if len(NETWORKS[name].event_shape) == 1:
+        return compilation.perceptron_sampling_options(batch)
+    return compilation.transformer_sampling_options(batch)
 
 
 def inputs(name: str, batch: int) -> tuple[np.ndarray, np.ndarray]:

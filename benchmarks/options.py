@@ -3,7 +3,8 @@
     python -m benchmarks.options [--quick]
 
 A loop of calls of each network, over the devices that share a batch of samples, and the gradient of its mean square, by XLA's
-defaults and without the library that runs its fused convolutions and products on CPU, in turn; what they compute is compared.
+defaults, without the library that runs its fused convolutions and products on CPU, with wide vectors, and with both, in turn; what
+they compute is compared.
 Writes `benchmarks/results/options.json` and the table of `benchmarks/README.md`; `genjax/training/compilation.py` has the answer.
 """
 
@@ -17,8 +18,9 @@ import tyro
 from benchmarks import kept, report, timing
 from benchmarks.sampling import bare_loop, text
 
-CASES = (("mlp", 64), ("mlp", 1024), ("mlp", 4096), ("dit", 16), ("unet", 16))
+CASES = (("mlp", 64), ("mlp", 1024), ("mlp", 4096), ("dit", 16), ("unet", 1), ("unet", 16))
 CALLS, LOOP_TOLERANCE = 10, 1e-4
+OPTIONS = ("without YNN", "wide vectors", "both")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,11 +40,12 @@ def measure(rounds: int) -> list[dict[str, Any]]:
     from genjax import cli
     from genjax.drawing import over_devices
     from genjax.environment import use_one_kernel_for_small_loops
-    from genjax.training.compilation import LOOPS_AS_THEY_COME, WITHOUT_YNN
+    from genjax.training.compilation import LOOPS_AS_THEY_COME, WIDE_VECTORS, WITHOUT_YNN
 
     use_one_kernel_for_small_loops()
     cli.use_two_devices_of_a_cpu()
-    compared = (None, WITHOUT_YNN | LOOPS_AS_THEY_COME)
+    without_ynn = WITHOUT_YNN | LOOPS_AS_THEY_COME
+    compared = (None, without_ynn, WIDE_VECTORS, without_ynn | WIDE_VECTORS)
     found = []
     for name, batch in CASES:
         net, params = networks.NETWORKS[name].net, networks.initialised(name)
@@ -58,11 +61,14 @@ def measure(rounds: int) -> list[dict[str, Any]]:
         ]
         row: dict[str, Any] = {"network": networks.NETWORKS[name].title, "batch": batch}
         for what, calls, tolerance in (("loop", loops, LOOP_TOLERANCE), ("gradient", gradients, 1e-5)):
-            one, other = ([np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(call())] for call in calls)
-            row[f"{what}_difference"] = timing.check_equal(one, other, f"{what} of {name}", tolerance)
-            by_default, with_option = timing.alternate(calls, rounds=rounds)
+            one, *others = ([np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(call())] for call in calls)
+            row[f"{what}_difference"] = max(
+                timing.check_equal(one, other, f"{what} of {name}", tolerance) for other in others
+            )
+            by_default, *with_options = timing.alternate(calls, rounds=rounds)
             row[f"{what}_ms"] = 1e3 * timing.summary(by_default).median
-            row[f"{what}_ratio"] = timing.ratio(with_option, by_default)
+            for option, seconds in zip(OPTIONS, with_options, strict=True):
+                row[f"{what}_{option}"] = timing.ratio(seconds, by_default)
         found.append(row)
         print(row, flush=True)
     return found
@@ -70,7 +76,7 @@ def measure(rounds: int) -> list[dict[str, Any]]:
 
 def write(found: list[dict[str, Any]]) -> None:
     """The table."""
-    header = ["network", "batch", f"{CALLS} calls", "without YNN", "its gradient", "without YNN", "they differ by"]
+    header = ["network", "batch", f"{CALLS} calls", *OPTIONS, "its gradient", *OPTIONS, "they differ by"]
     report.write_table(
         "options",
         header,
@@ -79,9 +85,9 @@ def write(found: list[dict[str, Any]]) -> None:
                 row["network"],
                 str(row["batch"]),
                 f"{row['loop_ms']:.3g} ms",
-                text(row["loop_ratio"]),
+                *(text(row[f"loop_{option}"]) for option in OPTIONS),
                 f"{row['gradient_ms']:.3g} ms",
-                text(row["gradient_ratio"]),
+                *(text(row[f"gradient_{option}"]) for option in OPTIONS),
                 f"{max(row['loop_difference'], row['gradient_difference']):.0e}",
             ]
             for row in found

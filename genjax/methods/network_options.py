@@ -12,6 +12,7 @@ from genjax.training.compilation import (
     convolution_options,
     convolution_sampling_options,
     perceptron_sampling_options,
+    transformer_sampling_options,
 )
 from genjax.typing import CompilerOptions, Examples, Net
 
@@ -127,4 +128,8 @@ def compiler_options(options: NetworkOptions) -> CompilerOptions:
 
 def sampling_options(options: NetworkOptions) -> Callable[[int], CompilerOptions] | None:
     """Those for sampling, of the number of examples a call; None where they are the same."""
-    return {"unet": convolution_sampling_options, "mlp": perceptron_sampling_options}.get(options.network or "")
+    return {
+        "unet": convolution_sampling_options,
+        "mlp": perceptron_sampling_options,
+        "dit": transformer_sampling_options,
+    }.get(options.network or "")

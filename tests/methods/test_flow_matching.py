@@ -47,7 +47,11 @@ def test_points_and_images_have_options_of_their_own_for_sampling():
             flow_matching.Config(network=NetworkOptions(network=network)), optimizer, examples
         ).sampling_options
         for network, examples in networks.items()
-    ] == [compilation.perceptron_sampling_options, compilation.convolution_sampling_options, None]
+    ] == [
+        compilation.perceptron_sampling_options,
+        compilation.convolution_sampling_options,
+        compilation.transformer_sampling_options,
+    ]
 
 
 def test_sampling_starts_at_draws_of_the_source():

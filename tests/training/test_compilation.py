@@ -31,15 +31,18 @@ def test_a_jaxlib_that_was_not_measured_gets_no_options(monkeypatch):
 def test_an_option_that_the_compiler_does_not_know_is_left_out(monkeypatch):
     monkeypatch.setattr(compilation, "WITHOUT_YNN", {"xla_cpu_no_such_option": ""})
     assert compilation.convolution_options() is None
-    assert compilation.perceptron_sampling_options(compilation.MANY_POINTS) is None
+    assert compilation.perceptron_sampling_options(compilation.MANY_POINTS) == compilation.WIDE_VECTORS
+    monkeypatch.setattr(compilation, "WIDE_VECTORS", {"xla_cpu_prefer_vector_width": "wide"})
+    assert compilation.perceptron_sampling_options(1) is None
+    assert compilation.transformer_sampling_options(1) is None
 
 
 @on_cpu
 def test_many_points_are_sampled_without_the_library_and_few_in_one_kernel(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", SMALL_LOOPS)
     few, many = map(compilation.perceptron_sampling_options, (compilation.MANY_POINTS - 1, compilation.MANY_POINTS))
-    assert few is None
-    assert many == compilation.WITHOUT_YNN | compilation.LOOPS_AS_THEY_COME
+    assert few == compilation.WIDE_VECTORS
+    assert many == compilation.WITHOUT_YNN | compilation.LOOPS_AS_THEY_COME | compilation.WIDE_VECTORS
     monkeypatch.setattr(jaxlib, "__version__", "0.99.1")
     assert compilation.perceptron_sampling_options(compilation.MANY_POINTS) is None
 
@@ -55,7 +58,7 @@ def test_convolutions_keep_the_library_where_each_processor_has_a_part_of_the_im
     monkeypatch.setenv("XLA_FLAGS", SMALL_LOOPS)
     monkeypatch.setattr(jax, "local_device_count", lambda: devices)
     monkeypatch.setattr(os, "cpu_count", lambda: processors)
-    expected = compilation.LOOPS_AS_THEY_COME | ({} if kept else compilation.WITHOUT_YNN)
+    expected = compilation.LOOPS_AS_THEY_COME | compilation.WIDE_VECTORS | ({} if kept else compilation.WITHOUT_YNN)
     assert compilation.convolution_sampling_options(num) == expected
 
 
