@@ -54,7 +54,9 @@ def measure(rounds: int) -> list[dict[str, Any]]:
         def gradient(params: Any, x: Any, t: Any, net: Any = net) -> Any:
             return jax.grad(lambda params: jnp.mean(net.apply(params, x, t) ** 2))(params)
 
-        loops = [partial(bare_loop(net, options), *over_devices(params, x), t[:CALLS]) for options in compared]
+        loops = [
+            partial(bare_loop(net, options), *over_devices(params, x), jnp.resize(t, CALLS)) for options in compared
+        ]
         gradients = [
             partial(jax.jit(lambda *given, of=gradient: of(*given), compiler_options=options), params, x, t)
             for options in compared
