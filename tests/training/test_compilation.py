@@ -50,9 +50,17 @@ def test_many_points_are_sampled_without_the_library_and_few_in_one_kernel(monke
 @on_cpu
 @pytest.mark.parametrize(
     ("devices", "processors", "num", "kept"),
-    [(2, 2, 16, True), (2, 2, 15, False), (1, 1, 16, False), (1, 2, 16, False), (2, 8, 16, False), (8, 8, 16, True)],
+    [
+        (2, 2, 16, True),
+        (2, 2, 15, False),
+        (1, 1, 16, False),
+        (1, 2, 16, False),
+        (2, 8, 16, False),
+        (8, 8, 16, True),
+        (2, 2, 1, True),
+    ],
 )
-def test_convolutions_keep_the_library_where_each_processor_has_a_part_of_the_images(
+def test_convolutions_keep_the_library_where_each_processor_has_a_part_of_the_images_and_for_one_image(
     monkeypatch, devices, processors, num, kept
 ):
     monkeypatch.setenv("XLA_FLAGS", SMALL_LOOPS)
