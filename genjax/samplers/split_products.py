@@ -6,7 +6,7 @@ cache and push each other out. Those of a matrix with at most 512 columns do not
 each other each thread computes one. The columns are copied before the loop (`genjax.samplers.invariants`).
 
 So a loop over a perceptron 1,024 wide takes 0.59 to 0.72 of the time for 32 to 100 points, 512 wide 0.86 to 0.99, one image of 49
-tokens through a transformer 256 wide 0.90 to 0.94, 512 wide 0.84 to 0.89. With fewer rows a perceptron gains as much, but one image
+tokens through a transformer 256 wide 0.86 to 0.95, 512 wide 0.84 to 0.89. With fewer rows a perceptron gains as much, but one image
 of 16 or 25 tokens takes up to 1.2 of the time: these stay.
 """
 
