@@ -7,6 +7,8 @@ import pytest
 
 from genjax.samplers import invariants
 
+pytestmark = pytest.mark.skipif(jax.default_backend() != "cpu", reason="products are parted for XLA:CPU alone")
+
 STEPS = jnp.linspace(0.1, 1.0, 5)
 
 
@@ -53,15 +55,15 @@ def test_so_are_its_derivatives_and_what_is_mapped():
     def loss(f):
         return jax.jit(jax.grad(lambda matrix, x: jnp.sum(jnp.sin(f(matrix, x))), argnums=(0, 1)))
 
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), loss(looped)(matrix, x), loss(plain)(matrix, x)
-    )
+    for ours, theirs in zip(loss(looped)(matrix, x), loss(plain)(matrix, x), strict=True):
+        largest = np.abs(theirs).max()
+        assert largest > 0
+        np.testing.assert_allclose(ours, theirs, atol=1e-4 * largest)
     several = jnp.stack([x, -x])
     mapped = (jax.jit(jax.vmap(f, (None, 0)))(matrix, several) for f in (looped, plain))
     np.testing.assert_allclose(*mapped, atol=2e-6)
 
 
-@pytest.mark.skipif(jax.default_backend() != "cpu", reason="only XLA:CPU gains")
 @pytest.mark.parametrize(
     ("batch", "rows", "columns", "parts"),
     [
