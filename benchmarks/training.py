@@ -7,7 +7,8 @@ AdamW. The gradients of a given batch, noise and time are compared before anythi
 optimizer as it comes, and at its fastest: the network compiled, the optimizer fused. Ours runs as the training loop does, many
 steps a dispatch but for convolutions. The floor is the gradient of the mean square of the bare network and a step along it, in
 the same loop.
-Each framework has a process of its own with all cores; they run in turn, five rounds in each of three sets of processes.
+Each framework has a process of its own with all cores and its large buffers in huge pages, as `train.py` asks for them; they
+run in turn, five rounds in each of three sets of processes.
 Writes `benchmarks/results/training.json` and the tables of `benchmarks/README.md`.
 """
 
@@ -20,6 +21,7 @@ import tyro
 
 from benchmarks import kept, report, timing
 from benchmarks.sampling import text, torch_inputs
+from genjax.environment import SMALL_TRAINING_LOOPS, use_huge_pages, use_one_kernel_for_small_loops
 
 LEARNING_RATE, WEIGHT_DECAY, CLIP_NORM = 1e-3, 1e-4, 1.0
 ROUNDS = 5
@@ -40,6 +42,7 @@ class Options:
 
 def our_step(network: str, parameters: str, batch: int, steps: int) -> dict[str, Callable[[], Any]]:
     """A dispatch of so many steps with the state donated, its floor, and the gradient of a given batch."""
+    use_one_kernel_for_small_loops(SMALL_TRAINING_LOOPS)
     import jax
     import jax.numpy as jnp
 
@@ -149,6 +152,7 @@ LOOP_STEPS, LOOP_BATCH, DISPATCH, LOOP_SIGMA = 200, 256, 50, 0.1
 
 def our_loop(parameters: str, coupling: str) -> dict[str, Callable[[], Any]]:
     """Flow matching as `train.py` runs it: 200 steps, 50 a dispatch, the loss read once a dispatch."""
+    use_one_kernel_for_small_loops(SMALL_TRAINING_LOOPS)
     import jax
     import jax.numpy as jnp
     import optax
@@ -234,6 +238,7 @@ def torchcfm_loop(coupling: str) -> dict[str, Callable[[], Any]]:
 
 def family(method_name: str, data_name: str) -> dict[str, Callable[[], Any]]:
     """A dispatch of a method with its defaults; and what its state and its compiled step take of memory."""
+    use_one_kernel_for_small_loops(SMALL_TRAINING_LOOPS)
     import jax
     import jax.numpy as jnp
 
@@ -448,6 +453,7 @@ def write(found: dict[str, Any]) -> None:
 
 def main() -> None:
     """Measure, and write what was found."""
+    use_huge_pages()
     from benchmarks import networks
 
     options = tyro.cli(Options, description=__doc__)

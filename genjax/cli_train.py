@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from genjax import cli
+from genjax.environment import SMALL_TRAINING_LOOPS, use_one_kernel_for_small_loops
 from genjax.errors import UsageError, UserError, unknown
 
 _HELP = """usage: train.py METHOD [options]
@@ -33,6 +34,7 @@ _PICTURE_SAMPLES = {"points": 1000, "images": 64}
 
 def main(arguments: list[str]) -> int:
     """Train as the arguments say; returns the exit code."""
+    use_one_kernel_for_small_loops(SMALL_TRAINING_LOOPS)
     from genjax.methods import METHODS
 
     if not arguments or arguments[0] in ("-h", "--help"):

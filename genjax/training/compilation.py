@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import jaxlib
 
-from genjax.environment import SMALL_LOOPS
+from genjax.environment import small_loops_are_asked_for
 from genjax.typing import Array, CompilerOptions
 
 WITHOUT_YNN = {"xla_cpu_experimental_ynn_fusion_type": ""}
@@ -43,7 +43,7 @@ def convolution_options() -> CompilerOptions:
     """
     if jax.default_backend() != "cpu":
         return None
-    options = LOOPS_AS_THEY_COME if SMALL_LOOPS in os.environ.get("XLA_FLAGS", "") else {}
+    options = LOOPS_AS_THEY_COME if small_loops_are_asked_for() else {}
     return options | _measured(WITHOUT_YNN) or None
 
 
