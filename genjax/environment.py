@@ -21,7 +21,7 @@ def use_one_kernel_for_small_loops(loops: str = SMALL_LOOPS) -> None:
 
     It calls a kernel for each operation of a step otherwise, which is an eighth of the time of a perceptron 256 wide on one
     point and half of that of one 64 wide, and a third of a training step of the former on one point, the only batch whose products
-    XLA puts into such a kernel. A loop of products of one row with matrices of several MiB takes 1.6 times as long there, so that
+    XLA puts into such a kernel. A loop of products of one row with 5 MiB of matrices takes 1.6 times as long there, so that
     sampling asks for less than training. XLA reads the environment when a process first computes: later it changes nothing.
     A convolution within such a kernel takes ten times as long: `training.compilation.convolution_options` keeps them out.
 
