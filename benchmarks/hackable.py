@@ -59,13 +59,14 @@ def ours(network: str, parameters: str, batch: int, steps: int) -> dict[str, Cal
     import jax.numpy as jnp
 
     from benchmarks import networks
-    from genjax import cli, drawing, paths, predictions, samplers
+    from genjax import cli, paths, predictions, samplers
     from genjax.arrays import example_keys
+    from genjax.training import sharding
 
     cli.use_two_devices_of_a_cpu()
     net, path = networks.NETWORKS[network].net, paths.cosine()
     x, keys = jnp.asarray(networks.inputs(network, batch)[0]), example_keys(jax.random.key(0), batch)
-    params, x, keys = drawing.over_devices(networks.read(parameters), x, keys)
+    params, x, keys = sharding.over_devices(networks.read(parameters), x, keys)
     knots = paths.knots(path, jnp.linspace(1 - EDGE, EDGE, steps + 1))
 
     def of(sampler: Any) -> Callable[[], Any]:

@@ -22,7 +22,7 @@ import tyro
 from benchmarks import report, timing
 from genjax import runs
 from genjax.arrays import example_keys
-from genjax.drawing import draw, jitted_sample, over_devices
+from genjax.drawing import draw, jitted_sample
 from genjax.errors import UsageError
 from genjax.methods.network_options import NetworkOptions
 from genjax.metrics.frechet import frechet_distance
@@ -30,6 +30,7 @@ from genjax.networks.autoencoder import image_encoder
 from genjax.training import data, loop
 from genjax.training.checkpoint import Checkpoints
 from genjax.training.run_dir import read_config
+from genjax.training.sharding import over_devices
 from genjax.training.steps import adamw, from_loss, new_state
 from genjax.typing import Method
 

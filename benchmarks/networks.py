@@ -1,7 +1,7 @@
 """The networks that are timed, with parameters that both frameworks read from one file."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,6 +38,12 @@ NETWORKS = {
 def compiler_options(name: str) -> CompilerOptions:
     """As the methods choose them."""
     return compilation.convolution_options() if NETWORKS[name].convolutional else None
+
+
+def training_options(name: str) -> Callable[[int], CompilerOptions] | None:
+    """As the methods choose them for steps that all devices share."""
+    timed = NETWORKS[name]
+    return compilation.convolution_training_options(timed.event_shape) if timed.convolutional else None
 
 
 def sampling_options(name: str, batch: int) -> CompilerOptions:

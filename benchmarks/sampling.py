@@ -61,12 +61,13 @@ def ours(network: str, parameters: str, batch: int, calls: dict[str, int]) -> di
     from benchmarks import networks
     from genjax import cli, drawing, paths, predictions, samplers, times
     from genjax.arrays import example_keys
+    from genjax.training import sharding
 
     cli.use_two_devices_of_a_cpu()
     net = networks.NETWORKS[network].net
     x, t = (jnp.asarray(values) for values in networks.inputs(network, batch))
     keys = example_keys(jax.random.key(0), batch)
-    params, x, t, keys = drawing.over_devices(networks.read(parameters), x, t, keys)
+    params, x, t, keys = sharding.over_devices(networks.read(parameters), x, t, keys)
     size = drawing.batch_size_for(networks.NETWORKS[network].event_shape, batch)
     options = networks.sampling_options(network, size)
     path = paths.ddpm(paths.linear_betas(TRAIN_STEPS))
@@ -86,7 +87,7 @@ def ours(network: str, parameters: str, batch: int, calls: dict[str, int]) -> di
         if size == batch:
             return lambda: compiled(params, keys, x, knots)
         starts = range(0, batch, size)
-        parts = {at: drawing.over_devices(params, keys[at : at + size], x[at : at + size]) for at in starts}
+        parts = {at: sharding.over_devices(params, keys[at : at + size], x[at : at + size]) for at in starts}
         return lambda: drawing.in_batches(lambda at: compiled(*parts[at], knots), batch, batch_size=size)
 
     looped = bare_loop(net, options)

@@ -50,7 +50,8 @@ DEVICES = (1, 2, 4)
 
 def sampling(sweep: dict[str, Any], parameters: str | None) -> dict[str, Callable[[], Any]]:
     """A run for each value of a sweep, named by it."""
-    from genjax import arrays, cli, drawing, paths, predictions, samplers, times
+    from genjax import arrays, cli, paths, predictions, samplers, times
+    from genjax.training import sharding
 
     cli.use_two_devices_of_a_cpu()
     import jax
@@ -75,7 +76,7 @@ def sampling(sweep: dict[str, Any], parameters: str | None) -> dict[str, Callabl
             options = networks.sampling_options(sweep["network"], batch)
         knots = paths.knots(path, times.discrete(times.trailing_indices(1000, chosen["steps"]), 1000))
         keys = arrays.example_keys(jax.random.key(0), batch)
-        (on_each, knots), keys, x = drawing.over_devices((params, knots), keys, x)
+        (on_each, knots), keys, x = sharding.over_devices((params, knots), keys, x)
         compiled = jax.jit(run, compiler_options=options)
         return lambda: compiled(on_each, keys, x, knots)
 

@@ -5,8 +5,8 @@
 The same step in both frameworks: flow matching on a straight path, the same parameters and batch, the gradient clipped to norm 1,
 AdamW. The gradients of a given batch, noise and time are compared before anything is timed. torch runs eagerly with its
 optimizer as it comes, and at its fastest: the network compiled, the optimizer fused. Ours runs as the training loop does, many
-steps a dispatch but for convolutions. The floor is the gradient of the mean square of the bare network and a step along it, in
-the same loop.
+steps a dispatch but for convolutions, whose batch two devices of the CPU share as in `train.py`. The floor is the gradient of
+the mean square of the bare network and a step along it, in the same loop.
 Each framework has a process of its own with all cores and its large buffers in huge pages, as `train.py` asks for them; they
 run in turn, five rounds in each of three sets of processes.
 Writes `benchmarks/results/training.json` and the tables of `benchmarks/README.md`.
@@ -47,15 +47,16 @@ def our_step(network: str, parameters: str, batch: int, steps: int) -> dict[str,
     import jax.numpy as jnp
 
     from benchmarks import networks
-    from genjax import paths, predictions
+    from genjax import cli, paths, predictions
     from genjax.losses import denoising
-    from genjax.training import loop
+    from genjax.training import loop, sharding
     from genjax.training.data import Scaling
     from genjax.training.steps import adamw, from_loss, new_state
     from genjax.typing import Batch, Method
 
+    cli.use_two_devices_of_a_cpu()
     net, params = networks.NETWORKS[network].net, networks.read(parameters)
-    options, path = networks.compiler_options(network), paths.linear()
+    path = paths.linear()
     x, t = (jnp.asarray(values) for values in networks.inputs(network, batch))
     optimizer = adamw(LEARNING_RATE, 1, schedule="constant", weight_decay=WEIGHT_DECAY, clip_norm=CLIP_NORM)
     kind = dict(path=path, predict=predictions.velocity)
@@ -73,17 +74,28 @@ def our_step(network: str, parameters: str, batch: int, steps: int) -> dict[str,
 
         return one(params, None)[0] if steps == 1 else jax.lax.scan(one, params, None, steps)[0]
 
-    method = Method(lambda *_: None, from_loss(loss, optimizer), lambda *_: None, compiler_options=options)
-    dispatch = loop.make_dispatch(method, Scaling(0.0, 1.0, 0))
+    method = Method(
+        lambda *_: None,
+        from_loss(loss, optimizer),
+        lambda *_: None,
+        compiler_options=networks.compiler_options(network),
+        training_options=networks.training_options(network),
+    )
+    dispatch = loop.make_dispatch(method, Scaling(0.0, 1.0, 0), batch)
     copy = jax.tree.map(jnp.copy, params)
-    state = [new_state(jax.random.key(0), copy, optimizer.init(copy))]
-    source, indices = Batch(x), np.tile(np.arange(batch, dtype=np.int32), (steps, 1))
+    state, source = jax.device_put(
+        ([new_state(jax.random.key(0), copy, optimizer.init(copy))], Batch(x)), sharding.of_steps(method, batch).whole
+    )
+    indices = np.tile(np.arange(batch, dtype=np.int32), (steps, 1))
 
     def run() -> Any:
         state[0], metrics = dispatch(state[0], source, indices)
         return float(metrics["loss"])
 
+    options = sharding.step_options(method, batch)
     floor_steps, gradient = (jax.jit(function, compiler_options=options) for function in (floor, jax.grad(given_loss)))
+    if sharding.of_steps(method, batch).whole is not None:
+        params, x, t = sharding.over_devices(params, x, t)
     return {
         "step": run,
         "floor": lambda: floor_steps(params, x, t),
@@ -158,12 +170,13 @@ def our_loop(parameters: str, coupling: str) -> dict[str, Callable[[], Any]]:
     import optax
 
     from benchmarks import networks
-    from genjax import couplings, paths, predictions, times
+    from genjax import cli, couplings, paths, predictions, times
     from genjax.losses import denoising
     from genjax.methods import path_models
     from genjax.training import loop
     from genjax.training.data import batch_indices, toys
 
+    cli.use_two_devices_of_a_cpu()
     dataset, source = toys.toy("moons"), toys.toy("eight_gaussians")
     starts, path = jnp.asarray(source.scaling.to_model(source.train.data)), paths.linear(LOOP_SIGMA)
 
@@ -195,7 +208,7 @@ def our_loop(parameters: str, coupling: str) -> dict[str, Callable[[], Any]]:
         }[coupling],
     )
     data = jax.tree.map(jnp.asarray, dataset.train)
-    dispatch = loop.make_dispatch(method, dataset.scaling)
+    dispatch = loop.make_dispatch(method, dataset.scaling, LOOP_BATCH)
     state = [method.init(jax.random.key(0), loop.example_batch(dataset))]
 
     def run() -> Any:
@@ -240,13 +253,14 @@ def family(method_name: str, data_name: str) -> dict[str, Callable[[], Any]]:
     """A dispatch of a method with its defaults; and what its state and its compiled step take of memory."""
     use_one_kernel_for_small_loops(SMALL_TRAINING_LOOPS)
     import jax
-    import jax.numpy as jnp
 
+    from genjax import cli
     from genjax.methods import METHODS
-    from genjax.training import data, loop
+    from genjax.training import data, loop, sharding
     from genjax.training.data import batch_indices
     from genjax.training.steps import adamw
 
+    cli.use_two_devices_of_a_cpu()
     module: Any = METHODS[method_name]
     dataset = data.load(data_name)
     recommended = module.recommended(dataset.examples)
@@ -254,10 +268,12 @@ def family(method_name: str, data_name: str) -> dict[str, Callable[[], Any]]:
         recommended.learning_rate, recommended.steps, b1=recommended.b1, clip_update=recommended.clip_update
     )
     method = module.build(module.Config(), optimizer, dataset.examples)
-    source = jax.tree.map(jnp.asarray, dataset.train)
     count = recommended.steps_per_dispatch
-    dispatch = loop.make_dispatch(method, dataset.scaling)
-    state = [method.init(jax.random.key(0), loop.example_batch(dataset))]
+    dispatch = loop.make_dispatch(method, dataset.scaling, recommended.batch_size)
+    state, source = jax.device_put(
+        ([method.init(jax.random.key(0), loop.example_batch(dataset))], dataset.train),
+        sharding.of_steps(method, recommended.batch_size).whole,
+    )
     indices = batch_indices(0, 0, count, recommended.batch_size, len(source.data))
     memory: list[Any] = []
 

@@ -182,7 +182,8 @@ def _draw(run: Any, params: Any, key: Any, num: int, options: Options, given: di
     import numpy as np
 
     from genjax.arrays import example_keys
-    from genjax.drawing import batch_size_for, draw, jitted_sample, over_devices
+    from genjax.drawing import batch_size_for, draw, jitted_sample
+    from genjax.training.sharding import over_devices
 
     calls: Any = run.method.network_calls(**given, **({} if label is None else {"label": label}))
     counted = calls is None and "counted" in _defaults(run)
@@ -274,7 +275,8 @@ def _write_trajectory(run: Any, params: Any, key: Any, num: int, given: dict[str
 
     from genjax import plots
     from genjax.arrays import example_keys
-    from genjax.drawing import jitted_sample, over_devices, value_range
+    from genjax.drawing import jitted_sample, value_range
+    from genjax.training.sharding import over_devices
 
     num = min(num, 16 if len(run.event_shape) == 3 else 2000)
     static = {name: value for name, value in given.items() if name != "guidance"}

@@ -35,6 +35,7 @@ _PICTURE_SAMPLES = {"points": 1000, "images": 64}
 def main(arguments: list[str]) -> int:
     """Train as the arguments say; returns the exit code."""
     use_one_kernel_for_small_loops(SMALL_TRAINING_LOOPS)
+    cli.use_two_devices_of_a_cpu()
     from genjax.methods import METHODS
 
     if not arguments or arguments[0] in ("-h", "--help"):

@@ -11,11 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from genjax.arrays import example_keys
 from genjax.errors import UserError
 from genjax.training.data import Dataset, Scaling, load
+from genjax.training.sharding import over_devices
 from genjax.typing import Array, Key, Method, Params
 
 CompiledSample = Callable[..., Any]
@@ -33,7 +33,7 @@ def batch_size_for(event_shape: tuple[int, ...], num: int) -> int:
 def jitted_sample(method: Method, num: int, **options: Any) -> Any:
     """`f(params, keys [num], label [num] | None, guidance | None)`: `method.sample` with these options under one jit.
 
-    Its compiler options are those for arguments of `over_devices`. The guidance is an argument, so that another scale does
+    Its compiler options are those for arguments of `sharding.over_devices`. The guidance is an argument, so that another scale does
     not recompile.
     """
 
@@ -44,19 +44,6 @@ def jitted_sample(method: Method, num: int, **options: Any) -> Any:
 
     chosen = method.compiler_options if method.sampling_options is None else method.sampling_options(num)
     return jax.jit(sample, compiler_options=chosen)
-
-
-def over_devices(params: Params, *of_examples: Any) -> tuple[Any, ...]:
-    """What a jitted function is given, for a call that all devices share: `params` on each, `[B, ...]` in equal parts.
-
-    With one device, or a number of examples that they do not divide, all is as it was.
-    """
-    devices = jax.local_devices()
-    if len(devices) == 1 or jax.tree.leaves(of_examples)[0].shape[0] % len(devices):
-        return params, *of_examples
-    mesh = jax.make_mesh((len(devices),), ("examples",), (AxisType.Auto,), devices=devices)
-    split, whole = NamedSharding(mesh, PartitionSpec("examples")), NamedSharding(mesh, PartitionSpec())
-    return jax.device_put(params, whole), *(jax.device_put(values, split) for values in of_examples)
 
 
 def draw(
@@ -73,7 +60,7 @@ def draw(
     """`num` samples `[num, ...]` in model units, `batch_size` a call, over all devices; example i depends on (key, i) alone.
 
     Args:
-        sample: from `jitted_sample`, or that compiled ahead of time for `over_devices` of `batch_size` examples.
+        sample: from `jitted_sample`, or that compiled ahead of time for `sharding.over_devices` of `batch_size` examples.
         params: what it takes.
         key: one key.
         num: how many.

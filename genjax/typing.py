@@ -156,6 +156,7 @@ class Method(NamedTuple):
       N(0, I) of shape `latent`. None, None and () where the family has no code of its own shape.
     - `path_model`: the `PathModel` that it samples with; None where there is none.
     - `compiler_options`: what to give to a `jit` of its step and its sampling on this backend.
+    - `training_options(batch_size) -> options`: for a `jit` of steps that all devices share; None where a CPU's do not.
     - `sampling_options(num) -> options`: for a `jit` that samples `num` examples a call; None for `compiler_options`.
     """
 
@@ -172,6 +173,7 @@ class Method(NamedTuple):
     path_model: PathModel | None = None
     bounds_log_prob: bool = False
     compiler_options: CompilerOptions = None
+    training_options: Callable[[int], CompilerOptions] | None = None
     sampling_options: Callable[[int], CompilerOptions] | None = None
 
 

@@ -12,7 +12,8 @@ import pytest
 
 from genjax import cli
 from genjax.arrays import example_keys, normal
-from genjax.drawing import draw, jitted_sample, over_devices
+from genjax.drawing import draw, jitted_sample
+from genjax.training.sharding import over_devices
 from genjax.typing import Method
 
 NUM, DEVICES = 11, 4

@@ -6,8 +6,18 @@ import pytest
 from benchmarks import timing
 
 MODULE = """
-import os
+import os, time
 import numpy as np
+
+def timed(seconds):
+    counted = [0]
+
+    def count():
+        counted[0] += 1
+        time.sleep(seconds)
+        return counted
+
+    return {"count": count}
 
 def build(value):
     counted = [0]
@@ -43,6 +53,14 @@ def test_workers_run_and_time_and_hand_over_what_calls_return(built_by):
         assert 1 < first.peak_mebibytes() < 10_000
         with pytest.raises(RuntimeError, match="ZeroDivisionError"):
             first.seconds("fail")
+
+
+@pytest.mark.parametrize(("seconds", "runs"), [(0.1, 2 + 2 * 2 + 1), (0.6, 2 + 2 + 1)])
+def test_a_measurement_of_a_short_run_follows_one_that_is_not_measured(built_by, seconds, runs):
+    with timing.workers(one=built_by("timed", seconds=seconds)) as made:
+        measured = [made["one"].seconds("count") for _ in range(2)]
+        assert np.all(np.array(measured) >= seconds)
+        np.testing.assert_array_equal(made["one"].output("count"), [runs])
 
 
 def test_each_set_of_processes_is_new_and_their_rounds_are_in_one_array(built_by):

@@ -214,6 +214,7 @@ def build(
         sample,
         network_calls,
         compiler_options=network_options.compiler_options(config.network),
+        training_options=network_options.training_options(config.network, examples.event_shape),
         sampling_options=network_options.sampling_options(config.network),
     )
 

@@ -111,5 +111,6 @@ def build(config: Config, optimizer: optax.GradientTransformation, examples: Exa
         label_dropout=config.label_dropout,
         least_ratio=math.sqrt(betas[0] / (1 - betas[0])),
         compiler_options=network_options.compiler_options(config.network),
+        training_options=network_options.training_options(config.network, examples.event_shape),
         sampling_options=network_options.sampling_options(config.network),
     )

@@ -30,6 +30,7 @@ from genjax.training.compilation import (
     convolution_options,
     convolution_sampling_options,
     convolution_steps_per_dispatch,
+    convolution_training_options,
 )
 from genjax.typing import Array, Examples, Key, Method, Net, Params
 
@@ -163,8 +164,12 @@ def build(
         bounds_log_prob=bool(examples.levels),
         compiler_options=convolution_options() if examples.are_images else None,
     )
-    sampling_options = convolution_sampling_options if examples.are_images else None
-    return method._replace(sample=sample, sampling_options=sampling_options)
+    if examples.are_images:
+        method = method._replace(
+            training_options=convolution_training_options(examples.event_shape),
+            sampling_options=convolution_sampling_options,
+        )
+    return method._replace(sample=sample)
 
 
 def _noise_shape(shape: tuple[int, ...]) -> tuple[int, ...]:

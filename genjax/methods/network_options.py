@@ -11,6 +11,7 @@ from genjax.errors import UsageError
 from genjax.training.compilation import (
     convolution_options,
     convolution_sampling_options,
+    convolution_training_options,
     perceptron_sampling_options,
     transformer_sampling_options,
 )
@@ -124,6 +125,11 @@ def make_net(options: NetworkOptions, event_shape: tuple[int, ...], num_classes:
 def compiler_options(options: NetworkOptions) -> CompilerOptions:
     """What to give to a `jit` of this network on this backend."""
     return convolution_options() if options.network == "unet" else None
+
+
+def training_options(options: NetworkOptions, event_shape: tuple[int, ...]) -> Callable[[int], CompilerOptions] | None:
+    """Those for steps that all devices share, of the number of examples; None where a CPU's do not."""
+    return convolution_training_options(event_shape) if options.network == "unet" else None
 
 
 def sampling_options(options: NetworkOptions) -> Callable[[int], CompilerOptions] | None:

@@ -138,6 +138,7 @@ def build(
     ema_decay: float,
     label_dropout: float,
     compiler_options: CompilerOptions,
+    training_options: Callable[[int], CompilerOptions] | None = None,
     sampling_options: Callable[[int], CompilerOptions] | None = None,
     source: Source | None = None,
     coupling: Coupling | None = None,
@@ -163,6 +164,7 @@ def build(
         ema_decay: of the moving average that sampling uses.
         label_dropout: probability of the null label in training.
         compiler_options: for a `jit` of the step and the sampling.
+        training_options: the former's where all devices share it, of the number of examples; None where a CPU's do not.
         sampling_options: the latter's, of the number of examples a call; default the same.
         source: what is at the noise end; default N(0, I).
         coupling: pairs its draws with the examples of a batch, within classes where there are labels; default as drawn.
@@ -340,5 +342,6 @@ def build(
         bounds_log_prob=examples.levels > 0,
         path_model=PathModel(path, predict, sampling_model) if source is None and coupling is None else None,
         compiler_options=compiler_options,
+        training_options=training_options,
         sampling_options=sampling_options,
     )

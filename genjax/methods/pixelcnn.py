@@ -23,6 +23,7 @@ from genjax.training.compilation import (
     convolution_options,
     convolution_sampling_options,
     convolution_steps_per_dispatch,
+    convolution_training_options,
 )
 from genjax.typing import Array, Examples, Key, Method, Params
 
@@ -117,7 +118,10 @@ def build(config: Config, optimizer: optax.GradientTransformation, examples: Exa
         ema_decay=config.ema_decay,
         compiler_options=convolution_options(),
     )
-    return method._replace(sampling_options=convolution_sampling_options)
+    return method._replace(
+        training_options=convolution_training_options(examples.event_shape),
+        sampling_options=convolution_sampling_options,
+    )
 
 
 def _network(config: Config, examples: Examples, num_classes: int) -> "PixelNet":

@@ -18,7 +18,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, TypeVar
@@ -33,6 +33,7 @@ Manifest = dict[str, Any]
 Leaves = dict[str, np.ndarray]
 Item = Literal["ema", "training"]
 _Restored = TypeVar("_Restored")
+_LISTINGS = 10
 _NOT_THE_FILES_FAULT = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
@@ -218,11 +219,21 @@ class Checkpoints:
 
     def _all_steps(self) -> list[int]:
         try:
-            if not self._absolute.is_dir():
-                return []
-            return sorted(self._open_reader().all_steps(read=True))
+            return self._listed()
         except OSError as error:
             raise UserError(f"cannot read {self.directory}: {_reason(error)}") from error
+
+    def _listed(self) -> list[int]:
+        """Listed anew where a checkpoint vanishes meanwhile: the run that writes them deletes the older ones."""
+        for _ in range(_LISTINGS - 1):
+            with suppress(FileNotFoundError):
+                return self._listed_once()
+        return self._listed_once()
+
+    def _listed_once(self) -> list[int]:
+        if not self._absolute.is_dir():
+            return []
+        return sorted(self._open_reader().all_steps(read=True))
 
     def _manifests(self) -> dict[int, Manifest]:
         manifests = {}

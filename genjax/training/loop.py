@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from genjax.errors import UserError
+from genjax.training import sharding
 from genjax.training.data import Dataset, Scaling, batch_indices
 from genjax.typing import Array, Batch, Key, Method, Metrics, State
 
@@ -36,11 +37,12 @@ def example_batch(dataset: Dataset, size: int = 64) -> Batch:
     return few._replace(data=dataset.scaling.to_model(few.data))
 
 
-def make_dispatch(method: Method, scaling: Scaling) -> Callable[..., tuple[State, Metrics]]:
+def make_dispatch(method: Method, scaling: Scaling, batch_size: int) -> Callable[..., tuple[State, Metrics]]:
     """`dispatch(state, source, chunk) -> (state, mean metrics)`: the K steps of `chunk`, jitted, state donated.
 
     `source` is the whole data set as a `Batch` and `chunk` indices `[K, B]`, or `source` is None and `chunk` a
-    `Batch` of `[K, B, ...]`. Data are in data units; the step receives model units.
+    `Batch` of `[K, B, ...]`, B = `batch_size`. Data are in data units; the step receives model units. Where devices share the
+    batch (`sharding.of_steps`), state and source are best on each of them before.
     """
 
     def one(state: State, source: Batch | None, piece: Any) -> tuple[State, Metrics]:
@@ -53,7 +55,19 @@ def make_dispatch(method: Method, scaling: Scaling) -> Callable[..., tuple[State
         state, metrics = jax.lax.scan(lambda state, piece: one(state, source, piece), state, chunk)
         return state, jax.tree.map(lambda values: jnp.mean(values, axis=0), metrics)
 
-    return jax.jit(dispatch, donate_argnums=0, compiler_options=method.compiler_options)
+    return _jitted(dispatch, method, batch_size, donate_argnums=0)
+
+
+def _jitted(function: Callable[..., Any], method: Method, batch_size: int, **options: Any) -> Any:
+    """`function(whole, whole, chunk [K, B, ...])`, B = `batch_size`, whose result is whole, for devices that share a batch."""
+    whole, split = sharding.of_steps(method, batch_size)
+    return jax.jit(
+        function,
+        in_shardings=(whole, whole, split),
+        out_shardings=whole,
+        compiler_options=sharding.step_options(method, batch_size),
+        **options,
+    )
 
 
 def fit(
@@ -75,7 +89,7 @@ def fit(
         dataset: from `genjax.training.data.load`.
         seed: of initialisation, batches and noise.
         steps: the step at which training ends.
-        batch_size: examples a step.
+        batch_size: examples a step. Where devices share a batch (`sharding.of_steps`), sums over it are of sums of their parts.
         steps_per_dispatch: K; the callback, the bar and the metrics come once a dispatch.
         state: continue from this state; it is donated, do not use it afterwards.
         on_dispatch: called as `on_dispatch(state, step, metrics)` after every dispatch, with the mean metrics of its
@@ -91,9 +105,11 @@ def fit(
             raise ValueError(f"{name} is {value}; expected at least 1")
     if state is None:
         state = method.init(jax.random.key(seed), example_batch(dataset))
-    source = _on_device(dataset.train)
+    whole = sharding.of_steps(method, batch_size).whole
+    state = jax.device_put(state, whole)
+    source = _on_device(dataset.train, whole)
     num_examples = len(dataset.train.data)
-    dispatch = make_dispatch(method, dataset.scaling)
+    dispatch = make_dispatch(method, dataset.scaling, batch_size)
     step = int(state.step)
     with _progress_bar(steps, step, progress) as bar:
         while step < steps:
@@ -122,9 +138,9 @@ def loss_names(metrics: Iterable[str]) -> list[str]:
     return [name for name in metrics if "loss" in name and not name.startswith(HELD_OUT)]
 
 
-def _on_device(batch: Batch) -> Batch | None:
+def _on_device(batch: Batch, whole: Any) -> Batch | None:
     size = sum(np.asarray(values).nbytes for values in jax.tree.leaves(batch))
-    return jax.tree.map(jnp.asarray, batch) if size <= DEVICE_BYTES else None
+    return jax.device_put(batch, whole) if size <= DEVICE_BYTES else None
 
 
 def _gather(batch: Batch, indices: np.ndarray) -> Batch:
@@ -173,7 +189,7 @@ def make_evaluate(
         _, metrics = jax.lax.scan(one, jnp.zeros((), jnp.int32), held_out)
         return jax.tree.map(lambda values: jnp.mean(values, axis=0), metrics)
 
-    compiled = jax.jit(evaluate, compiler_options=method.compiler_options)
+    compiled = _jitted(evaluate, method, batch_size)
     return lambda params, key: {
         name: float(value) for name, value in jax.device_get(compiled(params, key, held_out)).items()
     }

@@ -40,7 +40,7 @@ def started(name):
     method_name, data_name = name.split(", ")[:2]
     dataset = data.load(data_name)
     method = METHODS[method_name].build(CASES[name], adamw(1e-2, 8, b1=0.0), dataset.examples)
-    dispatch = loop.make_dispatch(method._replace(compiler_options=QUICKLY_COMPILED), dataset.scaling)
+    dispatch = loop.make_dispatch(method._replace(compiler_options=QUICKLY_COMPILED), dataset.scaling, 16)
 
     def step(state, batch):
         return dispatch(jax.tree.map(jnp.copy, state), None, jax.tree.map(lambda values: values[None], batch))
