@@ -18,8 +18,8 @@ from genjax.environment import use_one_kernel_for_small_loops
 LEAST_SECONDS = 0.05
 """A measurement is of as many runs as take this long."""
 
-SETTLING_SECONDS = 0.5
-"""A run that takes less is made once more before a measurement, unmeasured: threads of another worker may still wait awake."""
+SETTLING_SECONDS = 2.0
+"""A run that takes less is made once more before a measurement, unmeasured: it gets its memory anew after another worker."""
 
 
 def pin() -> None:

@@ -91,33 +91,3 @@ def test_a_process_that_computes_already_keeps_its_devices():
     before = jax.devices()
     cli.use_two_devices_of_a_cpu()
     assert jax.devices() == before
-
-
-COMPILES_A_LOOP = """
-import jax, jax.numpy as jnp
-from genjax.environment import use_one_kernel_for_small_loops
-from genjax.training.compilation import convolution_options
-use_one_kernel_for_small_loops()
-step = lambda x, _: (jnp.tanh(x @ jnp.full((SIZE, SIZE), 0.1)), None)
-loop = lambda x: jax.lax.scan(step, x, None, length=100)[0]
-loop = jax.jit(loop, compiler_options=convolution_options() if CONVOLUTIONS else None)
-print("xla_cpu_small_call" in loop.lower(jnp.ones((1, SIZE))).compile().as_text())
-"""
-USERS_OWN = "--xla_backend_extra_options=xla_cpu_small_while_loop_byte_threshold=1"
-
-
-@pytest.mark.parametrize(
-    ("size", "convolutions", "flags", "expected"),
-    [
-        (64, False, "", True),
-        (64, True, "", False),
-        (64, False, USERS_OWN, False),
-        (2048, False, "", False),
-    ],
-)
-def test_a_small_loop_is_one_kernel_unless_the_environment_says_otherwise(size, convolutions, flags, expected):
-    program = COMPILES_A_LOOP.replace("SIZE", str(size)).replace("CONVOLUTIONS", str(convolutions))
-    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-c", program]
-    finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert finished.stdout.strip() == str(expected)

@@ -17,11 +17,15 @@ print(os.environ["GLIBC_TUNABLES"], *sys.argv[1:], sep="\\n")
 COMPILES_A_LOOP = """
 import jax, jax.numpy as jnp
 from genjax.environment import *
-LOOPS
-step = lambda row, _: (jnp.tanh(row @ jnp.full((1200, 1200), 0.1)), None)
-loop = jax.jit(lambda row: jax.lax.scan(step, row, None, length=100)[0])
-print("xla_cpu_small_call" in loop.lower(jnp.ones((1, 1200))).compile().as_text())
+from genjax.training.compilation import convolution_options
+ASKS
+step = lambda x, _: (jnp.tanh(x @ jnp.full((SIZE, SIZE), 0.1)), None)
+loop = lambda x: jax.lax.scan(step, x, None, length=100)[0]
+loop = jax.jit(loop, compiler_options=convolution_options() if CONVOLUTIONS else None)
+print("xla_cpu_small_call" in loop.lower(jnp.ones((1, SIZE))).compile().as_text())
 """
+SAMPLING, TRAINING = "use_one_kernel_for_small_loops()", "use_one_kernel_for_small_loops(SMALL_TRAINING_LOOPS)"
+USERS_OWN = "--xla_backend_extra_options=xla_cpu_small_while_loop_byte_threshold=1"
 
 
 def output(program, *arguments, **environment):
@@ -44,10 +48,23 @@ def test_a_process_whose_environment_says_what_pages_it_wants_goes_on():
     assert rest == ["glibc.malloc.hugetlb=0"]
 
 
-def test_a_process_that_trains_puts_larger_loops_into_one_kernel_than_one_that_samples():
-    sampling, training = "use_one_kernel_for_small_loops()", "use_one_kernel_for_small_loops(SMALL_TRAINING_LOOPS)"
-    found = {
-        loops: output(COMPILES_A_LOOP.replace("LOOPS", loops), XLA_FLAGS="")
-        for loops in (sampling, training, f"{sampling}; {training}")
-    }
-    assert list(found.values()) == [["False"], ["True"], ["True"]]
+@pytest.mark.parametrize(
+    ("asks", "size", "convolutions", "flags", "expected"),
+    [
+        (SAMPLING, 64, False, "", True),
+        (SAMPLING, 64, True, "", False),
+        (SAMPLING, 64, False, USERS_OWN, False),
+        (SAMPLING, 1200, False, "", False),
+        (TRAINING, 1200, False, "", True),
+        (f"{SAMPLING}; {TRAINING}", 1200, False, "", True),
+        (TRAINING, 64, True, "", False),
+        (TRAINING, 2400, False, "", False),
+    ],
+)
+def test_a_small_loop_is_one_kernel_and_a_larger_one_in_training_unless_the_environment_says_otherwise(
+    asks, size, convolutions, flags, expected
+):
+    program = (
+        COMPILES_A_LOOP.replace("ASKS", asks).replace("SIZE", str(size)).replace("CONVOLUTIONS", str(convolutions))
+    )
+    assert output(program, XLA_FLAGS=flags) == [str(expected)]

@@ -226,7 +226,7 @@ class Checkpoints:
     def _listed(self) -> list[int]:
         """Listed anew where a checkpoint vanishes meanwhile: the run that writes them deletes the older ones."""
         for _ in range(_LISTINGS - 1):
-            with suppress(FileNotFoundError):
+            with suppress(FileNotFoundError, NotADirectoryError):
                 return self._listed_once()
         return self._listed_once()
 
@@ -257,6 +257,8 @@ class Checkpoints:
             try:
                 restored = load(self._read_manifest(candidate))
             except _Damaged as damage:
+                if step is None and not (self._absolute / str(candidate)).exists():
+                    return self._newest_intact(load, step)
                 self._damaged.add(candidate)
                 damages.append(f"the checkpoint of step {candidate} in {self.directory} is damaged ({damage})")
             else:

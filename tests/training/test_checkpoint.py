@@ -468,6 +468,41 @@ def test_a_directory_that_may_not_be_read_is_told_in_one_line(tmp_path, monkeypa
     one_line(error)
 
 
+@pytest.mark.parametrize("moment", range(10))
+def test_a_checkpoint_deleted_while_the_directory_is_listed_is_no_error(tmp_path, monkeypatch, moment):
+    saved(tmp_path, 100, 200).close()
+    reader, looked, stat = Checkpoints(tmp_path), [], os.stat
+
+    def deleting(path, *args, **kwargs):
+        if str(path).startswith(str(tmp_path / "100")):
+            looked.append(path)
+            if len(looked) == moment + 1:
+                shutil.rmtree(tmp_path / "100")
+        return stat(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "stat", deleting)
+    steps = reader.steps()
+    assert steps[-1] == 200
+    if not (tmp_path / "100").exists():
+        assert reader.steps() == [200]
+
+
+def test_a_checkpoint_deleted_before_it_is_read_gives_way_to_the_one_that_came(tmp_path, monkeypatch):
+    writer = saved(tmp_path, 100, keep_last=1)
+    warnings = []
+    reader = Checkpoints(tmp_path, warn=warnings.append)
+    read = reader._read_manifest
+
+    def read_too_late(step):
+        writer.save(make_state(200))
+        writer.wait()
+        return read(step)
+
+    monkeypatch.setattr(reader, "_read_manifest", read_too_late)
+    assert_same_bits(reader.restore(TEMPLATE), make_state(200))
+    assert warnings == []
+
+
 def test_other_things_in_the_directory_do_not_matter(tmp_path):
     (tmp_path / "notes").mkdir()
     (tmp_path / "README").write_text("")
