@@ -468,7 +468,7 @@ def test_a_directory_that_may_not_be_read_is_told_in_one_line(tmp_path, monkeypa
     one_line(error)
 
 
-@pytest.mark.parametrize("moment", range(10))
+@pytest.mark.parametrize("moment", range(18))
 def test_a_checkpoint_deleted_while_the_directory_is_listed_is_no_error(tmp_path, monkeypatch, moment):
     saved(tmp_path, 100, 200).close()
     reader, looked, stat = Checkpoints(tmp_path), [], os.stat
