@@ -19,6 +19,7 @@ from benchmarks import kept, report, timing
 from benchmarks.sampling import bare_loop, text
 
 CASES = (("mlp", 64), ("mlp", 1024), ("mlp", 4096), ("dit", 16), ("unet", 1), ("unet", 16), ("unet", 64))
+QUICK_CASES = (("mlp", 64), ("unet", 16))
 CALLS, LOOP_TOLERANCE, GRADIENT_TOLERANCE = 5, 1e-4, 1e-5
 OPTIONS = ("without YNN", "wide vectors", "both")
 
@@ -28,10 +29,10 @@ class Options:
     """Compiler options by network."""
 
     quick: bool = False
-    """fewer rounds"""
+    """fewer networks and rounds"""
 
 
-def measure(rounds: int) -> list[dict[str, Any]]:
+def measure(cases: tuple[tuple[str, int], ...], rounds: int) -> list[dict[str, Any]]:
     """Ratios of the time with the option to that by default, and the largest differences."""
     import jax
     import jax.numpy as jnp
@@ -47,7 +48,7 @@ def measure(rounds: int) -> list[dict[str, Any]]:
     without_ynn = WITHOUT_YNN | LOOPS_AS_THEY_COME
     compared = (None, without_ynn, WIDE_VECTORS, without_ynn | WIDE_VECTORS)
     found = []
-    for name, batch in CASES:
+    for name, batch in cases:
         net, params = networks.NETWORKS[name].net, networks.initialised(name)
         x, t = (jnp.asarray(values) for values in networks.inputs(name, batch))
 
@@ -62,10 +63,10 @@ def measure(rounds: int) -> list[dict[str, Any]]:
             [partial(function, *given) for function in compiled]
             for given in ((params, x, t), over_devices(params, x, t))
         )
-        cases = [(f"{CALLS} calls", loops, LOOP_TOLERANCE), ("gradient", gradients, GRADIENT_TOLERANCE)]
+        timed = [(f"{CALLS} calls", loops, LOOP_TOLERANCE), ("gradient", gradients, GRADIENT_TOLERANCE)]
         if batch > 1:
-            cases.append(("gradient, devices share it", shared, GRADIENT_TOLERANCE))
-        for what, calls, tolerance in cases:
+            timed.append(("gradient, devices share it", shared, GRADIENT_TOLERANCE))
+        for what, calls, tolerance in timed:
             one, *others = ([np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(call())] for call in calls)
             difference = max(timing.check_equal(one, other, f"{what} of {name}", tolerance) for other in others)
             by_default, *with_options = timing.alternate(calls, rounds=rounds)
@@ -106,7 +107,7 @@ def write(found: list[dict[str, Any]]) -> None:
 def main() -> None:
     """Measure, and write the table."""
     options = tyro.cli(Options, description=__doc__)
-    found = measure(3 if options.quick else 15)
+    found = measure(QUICK_CASES, 3) if options.quick else measure(CASES, 15)
     if not options.quick:
         kept.write("options", found)
         write(found)
