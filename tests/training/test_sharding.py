@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -16,7 +17,7 @@ from genjax.training import data, loop, sharding
 from genjax.training.checkpoint import Checkpoints
 from genjax.training.compilation import FEW_PIXELS, WITHOUT_YNN, convolution_training_options
 from genjax.training.steps import adamw
-from genjax.typing import Method
+from genjax.typing import Batch, Method
 
 BATCH, STEPS, PER_DISPATCH = 8, 4, 2
 CASES = {
@@ -60,10 +61,20 @@ def evaluated(name, params):
     return evaluate(params, jax.random.key(1))["loss"]
 
 
+def examples_of_a_device(name, state):
+    """How many of a batch's examples the steps of this method have on each device."""
+    method, dataset = built(name)
+    reads_batch = method._replace(step=lambda state, batch: (state, {"loss": jnp.mean(batch.data**2)}))
+    chunk = Batch(np.zeros((PER_DISPATCH, BATCH, *dataset.examples.event_shape), np.float32))
+    dispatch = loop.make_dispatch(reads_batch, dataset.scaling, BATCH)
+    (_, _, of_chunk), _ = dispatch.lower(state, None, chunk).compile().input_shardings
+    return of_chunk.data.shard_shape(chunk.data.shape)[1]
+
+
 def report(name, file):
     """What this process trains, in a file: on how many devices, the values, and those of a run that was cut."""
     state = trained(name)
-    leaves = {"devices": len(state.step.devices())}
+    leaves = {"devices": len(state.step.devices()), "examples": examples_of_a_device(name, state)}
     leaves |= {f"params{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state.params))}
     leaves |= {f"host{i}": leaf for i, leaf in enumerate(jax.tree.leaves(trained(name, on_the_host=True).params))}
     checkpoints = Checkpoints(Path(file).parent / "checkpoints")
@@ -86,7 +97,8 @@ def test_devices_learn_what_one_learns_and_resume_bit_for_bit(tmp_path, name, de
     assert finished.returncode == 0, finished.stderr
     alone = trained(name)
     with np.load(tmp_path / "found.npz") as found:
-        assert found["devices"] == (1 if name == "dit" else devices)
+        used = 1 if name == "dit" else devices
+        assert (found["devices"], found["examples"]) == (used, BATCH // used)
         for i, leaf in enumerate(jax.tree.leaves(alone.params)):
             np.testing.assert_allclose(found[f"params{i}"], leaf, atol=2e-5)
             np.testing.assert_array_equal(found[f"host{i}"], found[f"params{i}"])
