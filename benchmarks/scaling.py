@@ -1,10 +1,11 @@
-"""How the cost of sampling grows: with steps, batch, dimension and virtual devices.
+"""How the cost of sampling grows: with steps, batch, samples, dimension and virtual devices.
 
     python -m benchmarks.scaling [--quick]
 
 Times of `sample` with DDPM's steps, in turn, and the exponent that a line through their logarithms has; drawn as `sample.py` draws,
-over two devices of a CPU, in batches of which a device's part keeps it busy. The dimension is that of events under a denoiser that
-costs almost nothing, so it is the sampler's own. On virtual devices the batch is split between them; they share the same cores.
+over two devices of a CPU, in batches of which a device's part keeps it busy. A batch is one call; samples are drawn in calls of as
+many as `sample.py` draws at once. The dimension is that of events under a denoiser that costs almost nothing, so it is the
+sampler's own. On virtual devices the batch is split between them; they share the same cores.
 Writes `benchmarks/results/scaling.json`, the table of `benchmarks/README.md` and a figure.
 """
 
@@ -41,16 +42,20 @@ SWEEPS = (
     Sweep("unet", "steps", (10, 20, 40, 80), 0, 16),
     Sweep("dit", "steps", (10, 20, 40, 80), 0, 16),
     Sweep("mlp", "batch", (1024, 2048, 4096, 8192, 16384), 50, 0),
-    Sweep("unet", "batch", (16, 32, 64, 128), 4, 0),
-    Sweep("dit", "batch", (16, 32, 64, 128), 4, 0),
+    Sweep("unet", "batch", (16, 32, 64, 128), 10, 0),
+    Sweep("dit", "batch", (16, 32, 64, 128), 10, 0),
+    Sweep("unet", "samples", (16, 32, 64, 128), 10, 0),
+    Sweep("dit", "samples", (16, 32, 64, 128), 10, 0),
     Sweep("none", "dimension", (2**14, 2**15, 2**16, 2**17), 20, 16),
 )
 DEVICES = (1, 2, 4)
+LOOKS = ("mlp", "unet", "dit", "none")
+"""Each has its colour and its mark in every panel of the figure."""
 
 
 def sampling(sweep: dict[str, Any], parameters: str | None) -> dict[str, Callable[[], Any]]:
     """A run for each value of a sweep, named by it."""
-    from genjax import arrays, cli, paths, predictions, samplers, times
+    from genjax import arrays, cli, drawing, paths, predictions, samplers, times
     from genjax.training import sharding
 
     cli.use_two_devices_of_a_cpu()
@@ -68,17 +73,22 @@ def sampling(sweep: dict[str, Any], parameters: str | None) -> dict[str, Callabl
 
     def of(value: int) -> Callable[[], Any]:
         chosen = {**sweep, over: value}
-        batch = chosen["batch"]
+        num = value if over in ("batch", "samples") else sweep["batch"]
         if net is None:
-            x, options = np.random.default_rng(0).standard_normal((batch, chosen["dimension"]), np.float32), None
+            x = np.random.default_rng(0).standard_normal((num, chosen["dimension"]), np.float32)
         else:
-            x = networks.inputs(sweep["network"], batch)[0]
-            options = networks.sampling_options(sweep["network"], batch)
+            x = networks.inputs(sweep["network"], num)[0]
+        size = drawing.batch_size_for(x.shape[1:], num) if over == "samples" else num
+        options = networks.sampling_options(sweep["network"], size) if net is not None else None
         knots = paths.knots(path, times.discrete(times.trailing_indices(1000, chosen["steps"]), 1000))
-        keys = arrays.example_keys(jax.random.key(0), batch)
-        (on_each, knots), keys, x = sharding.over_devices((params, knots), keys, x)
+        keys = arrays.example_keys(jax.random.key(0), num)
+        (on_each, knots), _ = sharding.over_devices((params, knots), x[:size])
+        starts = range(0, num, size)
+        parts = {at: sharding.over_devices((), keys[at : at + size], x[at : at + size])[1:] for at in starts}
         compiled = jax.jit(run, compiler_options=options)
-        return lambda: compiled(on_each, keys, x, knots)
+        if over != "samples":
+            return lambda: compiled(on_each, *parts[0], knots)
+        return lambda: drawing.in_batches(lambda at: compiled(on_each, *parts[at], knots), num, batch_size=size)
 
     return {str(value): of(value) for value in sweep["values"]}
 
@@ -167,20 +177,21 @@ def write(found: dict[str, Any]) -> None:
         for count, ratio in found["devices"].items()
     ]
     report.write_table("scaling", ["network", "over", "range", "exponent, or ratio", "time"], rows)
-    figure = Figure(figsize=(9.0, 4.0), layout="constrained")
-    for axes, over in zip(figure.subplots(1, 3), ("steps", "batch", "dimension"), strict=True):
-        for number, row in enumerate(row for row in found["sweeps"] if row["over"] == over):
+    figure = Figure(figsize=(12.0, 4.0), layout="constrained")
+    for axes, over in zip(figure.subplots(1, 4, sharey=True), ("steps", "batch", "samples", "dimension"), strict=True):
+        for row in (row for row in found["sweeps"] if row["over"] == over):
             label = (
                 f"{row['network']}: {row['exponent'][0]:.2f}"
                 if row["network"] != "none"
                 else f"{row['exponent'][0]:.2f}"
             )
-            axes.loglog(row["values"], row["seconds"], marker="osD"[number], markersize=4, label=label)
+            look = LOOKS.index(row["network"])
+            axes.loglog(row["values"], row["seconds"], f"C{look}", marker="osDv"[look], markersize=4, label=label)
         axes.set_xlabel(over)
         axes.grid(visible=True, color="#e5e5e5")
         axes.legend(frameon=False, title="exponent", loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=8)
-        if over == "dimension":
-            axes.set_xticks(values := SWEEPS[-1].values, [f"{value:,}" for value in values])
+        if over in ("samples", "dimension"):
+            axes.set_xticks(row["values"], [f"{value:,}" for value in row["values"]])
             axes.minorticks_off()
     figure.axes[0].set_ylabel("seconds")
     figure.savefig(report.README.parents[1] / "docs" / "images" / "scaling.png", dpi=120)
