@@ -35,7 +35,7 @@ class Options:
     """Training steps."""
 
     quick: bool = False
-    """the MLP alone, fewer processes, no families: two minutes"""
+    """the MLP alone, one loop, fewer processes, no families: two minutes"""
     networks: tuple[str, ...] = ("mlp", "dit", "unet")
     """which networks"""
     families: bool = True
@@ -359,7 +359,7 @@ def row_beside_torch(row: Row, parameters: str, processes: int) -> dict[str, Any
     }
 
 
-def beside_torchcfm(file: str, processes: int) -> list[dict[str, Any]]:
+def beside_torchcfm(couplings: dict[str, float | None], file: str, processes: int) -> list[dict[str, Any]]:
     """Whole loops on 2-D points; none without the peer."""
 
     def measure(made: dict[str, timing.Worker | None]) -> list[np.ndarray]:
@@ -369,7 +369,7 @@ def beside_torchcfm(file: str, processes: int) -> list[dict[str, Any]]:
         return timing.alternate_workers([(worker, "loop"), (peer, "loop")], rounds=ROUNDS)
 
     found = []
-    for coupling, target in LOOPS.items():
+    for coupling, target in couplings.items():
         builds = {
             "ours": ("benchmarks.training:our_loop", dict(parameters=file, coupling=coupling)),
             "torchcfm": ("benchmarks.training:torchcfm_loop", dict(coupling=coupling)),
@@ -483,10 +483,11 @@ def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     processes = 1 if options.quick else 3
     chosen = ("mlp",) if options.quick else options.networks
+    couplings = {"independent": LOOPS["independent"]} if options.quick else LOOPS
     with networks.saved(*chosen, "mlp-64") as files:
         found = {
             "torch": beside_torch(chosen, files, processes),
-            "torchcfm": beside_torchcfm(files["mlp-64"], processes),
+            "torchcfm": beside_torchcfm(couplings, files["mlp-64"], processes),
         }
     if not options.quick:
         found |= {"families": families(rounds=9)} if options.families else {}
