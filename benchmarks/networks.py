@@ -55,6 +55,12 @@ def sampling_options(name: str, batch: int) -> CompilerOptions:
     return compilation.transformer_sampling_options(batch)
 
 
+def sampling_net(name: str) -> Net:
+    """As the methods call it in sampling."""
+    net = NETWORKS[name].net
+    return compilation.convolutions_in_parts(net) if NETWORKS[name].convolutional else net
+
+
 def inputs(name: str, batch: int) -> tuple[np.ndarray, np.ndarray]:
     """The same everywhere: x of N(0, 1) and t uniform."""
     rng = np.random.default_rng(0)

@@ -64,7 +64,7 @@ def sampling(sweep: dict[str, Any], parameters: str | None) -> dict[str, Callabl
     from benchmarks import networks
 
     path, over = paths.ddpm(paths.linear_betas(1000)), sweep["over"]
-    net = networks.NETWORKS[sweep["network"]].net if parameters else None
+    net = networks.sampling_net(sweep["network"]) if parameters else None
     params = networks.read(parameters) if parameters else None
 
     def run(params: Any, keys: Any, x: Any, knots: Any) -> Any:
@@ -104,7 +104,7 @@ def on_devices(devices: int, parameters: str) -> dict[str, Callable[[], Any]]:
     from benchmarks import networks
     from genjax import arrays, paths, predictions, samplers, times
 
-    path, net = paths.ddpm(paths.linear_betas(1000)), networks.NETWORKS["unet"].net
+    path, net = paths.ddpm(paths.linear_betas(1000)), networks.sampling_net("unet")
     mesh = jax.make_mesh((devices,), ("batch",), (AxisType.Auto,))
     split, whole = NamedSharding(mesh, PartitionSpec("batch")), NamedSharding(mesh, PartitionSpec())
     params = jax.device_put(networks.read(parameters), whole)

@@ -30,7 +30,7 @@ from genjax.methods import labels, network_options, path_models
 from genjax.methods.network_options import BySteps, NetworkOptions
 from genjax.methods.recommended import Recommended, for_path_models
 from genjax.training.steps import from_loss, new_state, with_ema
-from genjax.typing import Array, Batch, Examples, Key, Method, Metrics, Model, OtherRun, Params, State
+from genjax.typing import Array, Batch, Examples, Key, Method, Metrics, Model, Net, OtherRun, Params, State
 
 OTHER_RUN = "teacher"
 
@@ -153,9 +153,10 @@ def build(
     data_std, averaged = path_models.data_std(examples), config.recipe != "improved-training"
     num_classes = examples.num_classes if config.class_conditional else 0
     net = network_options.make_net(config.network, examples.event_shape, num_classes)
+    sampling_net = network_options.sampling_net(config.network, net)
     levels_at, training = _levels(config), _training(config, examples)
 
-    def function(params: Params, label: Array | None) -> Model:
+    def function(params: Params, label: Array | None, net: Net = net) -> Model:
         return losses.consistency_function(net.bind(params, label), data_std=data_std, sigma_min=sigma_min)
 
     def init(key: Key, batch: Batch) -> State:
@@ -199,7 +200,7 @@ def build(
         """`num` draws `[num, ...]` in model units by `steps` calls, of the classes `label [num]` or of any."""
         keys = as_example_keys(key, num)
         noise = normal(fold_each(keys, jnp.uint32(_INITIAL_NOISE)), (num, *examples.event_shape))
-        model = function(params, labels.given_or_drawn(label, keys, num_classes))
+        model = function(params, labels.given_or_drawn(label, keys, num_classes), sampling_net)
         levels = jnp.geomspace(sigma_max, config.last_level or sigma_max, network_calls(steps))
         return samplers.consistency_sample(model, keys, noise, levels=levels, sigma_min=sigma_min)
 

@@ -93,8 +93,9 @@ def build(config: Config, optimizer: optax.GradientTransformation, examples: Exa
         indices = times.trailing_indices(config.num_train_steps, steps)
         return paths.knots(path, times.discrete(indices, config.num_train_steps))
 
+    net = network_options.make_net(config.network, examples.event_shape, num_classes)
     return path_models.build(
-        network_options.make_net(config.network, examples.event_shape, num_classes),
+        net,
         optimizer,
         examples=examples,
         num_classes=num_classes,
@@ -111,6 +112,7 @@ def build(config: Config, optimizer: optax.GradientTransformation, examples: Exa
         label_dropout=config.label_dropout,
         least_ratio=math.sqrt(betas[0] / (1 - betas[0])),
         compiler_options=network_options.compiler_options(config.network),
+        sampling_net=network_options.sampling_net(config.network, net),
         training_options=network_options.training_options(config.network, examples.event_shape),
         sampling_options=network_options.sampling_options(config.network),
     )

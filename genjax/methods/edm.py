@@ -83,13 +83,14 @@ def build(config: Config, optimizer: optax.GradientTransformation, examples: Exa
     num_classes = examples.num_classes if config.class_conditional else 0
     path, predict = paths.edm(config.sigma_max), predictions.edm(data_std)
     net = network_options.make_net(config.network, examples.event_shape, num_classes)
+    net = path_models.with_unit_input(net, path, data_std=data_std, clock=lambda sigma: jnp.log(sigma) / 4)
 
     def knots(steps: int) -> Knot:
         grid = times.karras(path, steps, sigma_min=config.sigma_min, sigma_max=config.sigma_max, rho=config.rho)
         return paths.knots(path, grid)
 
     return path_models.build(
-        path_models.with_unit_input(net, path, data_std=data_std, clock=lambda sigma: jnp.log(sigma) / 4),
+        net,
         optimizer,
         examples=examples,
         num_classes=num_classes,
@@ -105,6 +106,7 @@ def build(config: Config, optimizer: optax.GradientTransformation, examples: Exa
         ema_decay=config.ema_decay,
         label_dropout=config.label_dropout,
         compiler_options=network_options.compiler_options(config.network),
+        sampling_net=network_options.sampling_net(config.network, net),
         training_options=network_options.training_options(config.network, examples.event_shape),
         sampling_options=network_options.sampling_options(config.network),
     )

@@ -84,8 +84,9 @@ def build(config: Config, optimizer: optax.GradientTransformation, examples: Exa
     config = resolve(config, examples)
     num_classes = examples.num_classes if config.class_conditional else 0
     path, predict = _PATHS[config.path](), predictions.KINDS[config.predict]
+    net = network_options.make_net(config.network, examples.event_shape, num_classes)
     return path_models.build(
-        network_options.make_net(config.network, examples.event_shape, num_classes),
+        net,
         optimizer,
         examples=examples,
         num_classes=num_classes,
@@ -101,6 +102,7 @@ def build(config: Config, optimizer: optax.GradientTransformation, examples: Exa
         ema_decay=config.ema_decay,
         label_dropout=config.label_dropout,
         compiler_options=network_options.compiler_options(config.network),
+        sampling_net=network_options.sampling_net(config.network, net),
         training_options=network_options.training_options(config.network, examples.event_shape),
         sampling_options=network_options.sampling_options(config.network),
         source=None if config.source is None else _source(config.source),

@@ -72,6 +72,7 @@ def build(config: Config, optimizer: optax.GradientTransformation, examples: Exa
     levels, num_classes = config.levels or 2, examples.num_classes if config.class_conditional else 0
     path = paths.ve(config.sigma_min, config.sigma_max or 1.0)
     net = network_options.make_net(config.network, examples.event_shape, num_classes)
+    net = path_models.with_unit_input(net, path, data_std=path_models.data_std(examples))
 
     def density(key: Key, num: int) -> Array:
         return jax.random.randint(key, (num,), 0, levels) / (levels - 1)
@@ -83,7 +84,7 @@ def build(config: Config, optimizer: optax.GradientTransformation, examples: Exa
         return path_models.ending_at_data(paths.knots(path, jnp.asarray(t, jnp.float32)))
 
     return path_models.build(
-        path_models.with_unit_input(net, path, data_std=path_models.data_std(examples)),
+        net,
         optimizer,
         examples=examples,
         num_classes=num_classes,
@@ -99,6 +100,7 @@ def build(config: Config, optimizer: optax.GradientTransformation, examples: Exa
         ema_decay=config.ema_decay,
         label_dropout=config.label_dropout,
         compiler_options=network_options.compiler_options(config.network),
+        sampling_net=network_options.sampling_net(config.network, net),
         training_options=network_options.training_options(config.network, examples.event_shape),
         sampling_options=network_options.sampling_options(config.network),
     )

@@ -12,6 +12,7 @@ from genjax.training.compilation import (
     convolution_options,
     convolution_sampling_options,
     convolution_training_options,
+    convolutions_in_parts,
     perceptron_sampling_options,
     transformer_sampling_options,
 )
@@ -120,6 +121,11 @@ def make_net(options: NetworkOptions, event_shape: tuple[int, ...], num_classes:
         num_classes=num_classes,
         dtype=dtype,
     )
+
+
+def sampling_net(options: NetworkOptions, net: Net) -> Net:
+    """`net`, of such a network, as sampling calls it on this backend."""
+    return convolutions_in_parts(net) if options.network == "unet" else net
 
 
 def compiler_options(options: NetworkOptions) -> CompilerOptions:

@@ -138,6 +138,7 @@ def build(
     ema_decay: float,
     label_dropout: float,
     compiler_options: CompilerOptions,
+    sampling_net: Net | None = None,
     training_options: Callable[[int], CompilerOptions] | None = None,
     sampling_options: Callable[[int], CompilerOptions] | None = None,
     source: Source | None = None,
@@ -164,6 +165,7 @@ def build(
         ema_decay: of the moving average that sampling uses.
         label_dropout: probability of the null label in training.
         compiler_options: for a `jit` of the step and the sampling.
+        sampling_net: what sampling calls, of the same parameters and values; default `net`.
         training_options: the former's where all devices share it, of the number of examples; None where a CPU's do not.
         sampling_options: the latter's, of the number of examples a call; default the same.
         source: what is at the noise end; default N(0, I).
@@ -171,6 +173,7 @@ def build(
         least_ratio: of sigma to alpha, down to which adaptive sampling and likelihoods solve the ODE.
     """
     event_shape = examples.event_shape
+    called = sampling_net or net
     draw_source = source or (lambda keys: normal(keys, (len(keys), *event_shape)))
 
     def paired_source(key: Key, data: Array, label: Array | None) -> Array | None:
@@ -323,13 +326,15 @@ def build(
     def sampling_model(params: Params, num: int, label: Array | None, guidance: Array | float) -> Model:
         labels.check(label, num_classes)
         if not num_classes:
-            return net.bind(params)
+            return called.bind(params)
         null = jnp.asarray(num_classes, jnp.int32)
         if label is None:
-            return net.bind(params, jnp.full((num,), null))
+            return called.bind(params, jnp.full((num,), null))
         if is_number(guidance, 1):
-            return net.bind(params, label)
-        return samplers.classifier_free(lambda *inputs: net.apply(params, *inputs), label, null, jnp.asarray(guidance))
+            return called.bind(params, label)
+        return samplers.classifier_free(
+            lambda *inputs: called.apply(params, *inputs), label, null, jnp.asarray(guidance)
+        )
 
     step = with_ema(from_loss(loss, optimizer), ema_decay)
     return Method(

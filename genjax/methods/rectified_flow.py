@@ -129,6 +129,7 @@ def build(config: Config, optimizer: optax.GradientTransformation, examples: Exa
         ema_decay=config.ema_decay,
         label_dropout=config.label_dropout,
         compiler_options=network_options.compiler_options(config.network),
+        sampling_net=network_options.sampling_net(config.network, net),
         training_options=network_options.training_options(config.network, examples.event_shape),
         sampling_options=network_options.sampling_options(config.network),
     )

@@ -81,13 +81,14 @@ def build(config: Config, optimizer: optax.GradientTransformation, examples: Exa
     num_classes = examples.num_classes if config.class_conditional else 0
     path = _path(config)
     net = network_options.make_net(config.network, examples.event_shape, num_classes)
+    net = path_models.with_unit_input(net, path, data_std=path_models.data_std(examples))
     first = None if config.sde == "ve" else _FIRST_TIME
 
     def knots(steps: int) -> Knot:
         return path_models.ending_at_data(paths.knots(path, times.uniform(path, steps)))
 
     return path_models.build(
-        path_models.with_unit_input(net, path, data_std=path_models.data_std(examples)),
+        net,
         optimizer,
         examples=examples,
         num_classes=num_classes,
@@ -103,6 +104,7 @@ def build(config: Config, optimizer: optax.GradientTransformation, examples: Exa
         ema_decay=config.ema_decay,
         label_dropout=config.label_dropout,
         compiler_options=network_options.compiler_options(config.network),
+        sampling_net=network_options.sampling_net(config.network, net),
         training_options=network_options.training_options(config.network, examples.event_shape),
         sampling_options=network_options.sampling_options(config.network),
     )

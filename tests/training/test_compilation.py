@@ -1,6 +1,9 @@
 """Compiler options change the time and nothing else, and are left out where they were not measured or are not known."""
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +12,11 @@ import numpy as np
 import pytest
 
 from genjax.environment import SMALL_LOOPS
+from genjax.methods import METHODS, network_options
 from genjax.networks.unet import unet
-from genjax.training import compilation
+from genjax.training import compilation, sharding
+from genjax.training.steps import adamw
+from genjax.typing import Batch, Examples, Net
 
 on_cpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="the options are XLA:CPU's")
 
@@ -88,3 +94,104 @@ def test_options_change_neither_outputs_nor_gradients():
     )
     for one, other in zip(jax.tree.leaves(default), jax.tree.leaves(chosen), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+PROGRAM = """
+import re
+import jax
+import numpy as np
+jax.config.update("jax_num_cpu_devices", 2)
+from tests.training.test_compilation import in_parts_on_devices
+text, outputs, expected, shard = in_parts_on_devices()
+assert "while" in text
+assert not re.search("all-gather|all-to-all|collective|all-reduce", text)
+assert shard == 12
+np.testing.assert_allclose(outputs, expected, rtol=1e-5, atol=1e-5)
+"""
+
+
+def recorded(seen):
+    """`x` turned by a convolution, plus t and label; `seen` gets the shapes of each call."""
+
+    def apply(params, x, t, label):
+        seen.append((x.shape, t.shape, label.shape))
+        turned = jax.lax.conv_general_dilated(x, params, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return turned + (t + 10 * label)[:, None, None, None]
+
+    return Net(lambda key: jnp.eye(3)[None, None], apply)
+
+
+def images(num):
+    x = jax.random.normal(jax.random.key(0), (num, 8, 4, 3))
+    return x, jnp.arange(num) / num, jnp.arange(num) % 7
+
+
+@on_cpu
+@pytest.mark.parametrize(
+    ("devices", "cores", "num", "sizes"),
+    [
+        (1, 1, 8, [8]),
+        (1, 1, 9, [3]),
+        (1, 1, 24, [8]),
+        (1, 2, 24, [12]),
+        (2, 2, 24, [12]),
+        (2, 2, 25, [25]),
+        (2, 2, 27, [9]),
+        (2, 2, 26, [26]),
+        (2, 8, 25, [25]),
+        (8, 2, 64, [64]),
+        (8, 2, 72, [24]),
+        (2, 2, 1, [1]),
+    ],
+)
+def test_parts_are_what_a_core_s_cache_holds_and_rows_stay_in_their_order(monkeypatch, devices, cores, num, sizes):
+    monkeypatch.setattr(jax, "local_device_count", lambda: devices)
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(compilation, "CACHED_PIXELS", 8 * 32)
+    seen = []
+    net = recorded(seen)
+    params, inputs = net.init(None), images(num)
+    outputs = compilation.convolutions_in_parts(net).apply(params, *inputs)
+    assert [shapes[0][0] for shapes in seen] == sizes
+    assert all(len({shape[0] for shape in shapes}) == 1 for shapes in seen)
+    np.testing.assert_allclose(outputs, net.apply(params, *inputs), rtol=1e-5, atol=1e-5)
+
+
+def in_parts_on_devices():
+    """The program of 24 images in parts, its outputs, those of all at once, and how many of them are on each device."""
+    compilation.CACHED_PIXELS = 8 * 32
+    net = recorded([])
+    params, inputs = net.init(None), images(24)
+    given = sharding.over_devices(params, *inputs)
+    compiled = jax.jit(compilation.convolutions_in_parts(net).apply).lower(*given).compile()
+    outputs = compiled(*given)
+    shard = outputs.sharding.shard_shape(outputs.shape)[0]
+    return compiled.as_text(), np.asarray(outputs), np.asarray(net.apply(params, *inputs)), shard
+
+
+@on_cpu
+def test_devices_exchange_nothing_for_the_parts_of_a_batch_that_they_share():
+    environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    command, root = [sys.executable, "-c", PROGRAM], Path(__file__).parents[2]
+    finished = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+
+
+@pytest.mark.parametrize("name", ["ddpm", "edm", "ncsn", "score-sde", "flow-matching", "rectified-flow", "consistency"])
+@pytest.mark.parametrize("network", ["unet", "dit"])
+def test_sampling_from_a_unet_is_in_parts_and_training_is_not(monkeypatch, name, network):
+    seen = []
+
+    def watched(net):
+        return Net(net.init, lambda *inputs: seen.append(network) or net.apply(*inputs))
+
+    monkeypatch.setattr(network_options, "convolutions_in_parts", watched)
+    examples = Examples((8, 8, 1))
+    config = METHODS[name].Config(network=network_options.NetworkOptions(network, width=16, depth=1))
+    method = METHODS[name].build(config, adamw(1e-3, 4), examples)
+    batch = Batch(jnp.zeros((4, 8, 8, 1)))
+    state = jax.eval_shape(method.init, jax.random.key(0), batch)
+    jax.eval_shape(method.step, state, batch)
+    assert not seen
+    jax.eval_shape(lambda params: method.sample(params, jax.random.key(0), 4, steps=2), state.ema)
+    assert ("unet" in seen) == (network == "unet")
