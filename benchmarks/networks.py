@@ -58,7 +58,9 @@ def sampling_options(name: str, batch: int) -> CompilerOptions:
 def sampling_net(name: str) -> Net:
     """As the methods call it in sampling."""
     net = NETWORKS[name].net
-    return compilation.convolutions_in_parts(net) if NETWORKS[name].convolutional else net
+    if name == "dit":
+        return compilation.in_parts(net, compilation.CACHED_TOKENS, patch=4)
+    return compilation.in_parts(net, compilation.CACHED_PIXELS) if NETWORKS[name].convolutional else net
 
 
 def inputs(name: str, batch: int) -> tuple[np.ndarray, np.ndarray]:

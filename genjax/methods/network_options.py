@@ -9,10 +9,12 @@ import tyro
 
 from genjax.errors import UsageError
 from genjax.training.compilation import (
+    CACHED_PIXELS,
+    CACHED_TOKENS,
     convolution_options,
     convolution_sampling_options,
     convolution_training_options,
-    convolutions_in_parts,
+    in_parts,
     perceptron_sampling_options,
     transformer_sampling_options,
 )
@@ -125,7 +127,9 @@ def make_net(options: NetworkOptions, event_shape: tuple[int, ...], num_classes:
 
 def sampling_net(options: NetworkOptions, net: Net) -> Net:
     """`net`, of such a network, as sampling calls it on this backend."""
-    return convolutions_in_parts(net) if options.network == "unet" else net
+    if options.network == "unet":
+        return in_parts(net, CACHED_PIXELS)
+    return in_parts(net, CACHED_TOKENS, patch=options.patch or 1) if options.network == "dit" else net
 
 
 def compiler_options(options: NetworkOptions) -> CompilerOptions:

@@ -144,14 +144,16 @@ def images(num):
         (2, 2, 1, [1]),
     ],
 )
-def test_parts_are_what_a_core_s_cache_holds_and_rows_stay_in_their_order(monkeypatch, devices, cores, num, sizes):
+@pytest.mark.parametrize("patch", [1, 4])
+def test_parts_are_what_a_core_s_cache_holds_and_rows_stay_in_their_order(
+    monkeypatch, devices, cores, num, sizes, patch
+):
     monkeypatch.setattr(jax, "local_device_count", lambda: devices)
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
-    monkeypatch.setattr(compilation, "CACHED_PIXELS", 8 * 32)
     seen = []
     net = recorded(seen)
     params, inputs = net.init(None), images(num)
-    outputs = compilation.convolutions_in_parts(net).apply(params, *inputs)
+    outputs = compilation.in_parts(net, 8 * 32 // patch**2, patch=patch).apply(params, *inputs)
     assert [shapes[0][0] for shapes in seen] == sizes
     assert all(len({shape[0] for shape in shapes}) == 1 for shapes in seen)
     np.testing.assert_allclose(outputs, net.apply(params, *inputs), rtol=1e-5, atol=1e-5)
@@ -159,11 +161,10 @@ def test_parts_are_what_a_core_s_cache_holds_and_rows_stay_in_their_order(monkey
 
 def in_parts_on_devices():
     """The program of 24 images in parts, its outputs, those of all at once, and how many of them are on each device."""
-    compilation.CACHED_PIXELS = 8 * 32
     net = recorded([])
     params, inputs = net.init(None), images(24)
     given = sharding.over_devices(params, *inputs)
-    compiled = jax.jit(compilation.convolutions_in_parts(net).apply).lower(*given).compile()
+    compiled = jax.jit(compilation.in_parts(net, 8 * 32).apply).lower(*given).compile()
     outputs = compiled(*given)
     shard = outputs.sharding.shard_shape(outputs.shape)[0]
     return compiled.as_text(), np.asarray(outputs), np.asarray(net.apply(params, *inputs)), shard
@@ -178,20 +179,30 @@ def test_devices_exchange_nothing_for_the_parts_of_a_batch_that_they_share():
 
 
 @pytest.mark.parametrize("name", ["ddpm", "edm", "ncsn", "score-sde", "flow-matching", "rectified-flow", "consistency"])
-@pytest.mark.parametrize("network", ["unet", "dit"])
-def test_sampling_from_a_unet_is_in_parts_and_training_is_not(monkeypatch, name, network):
-    seen = []
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [(dict(network="unet"), [(compilation.CACHED_PIXELS, 1)]), (dict(network="dit"), [(compilation.CACHED_TOKENS, 2)])],
+    ids=["unet", "dit"],
+)
+def test_images_are_sampled_in_parts_and_trained_on_all_at_once(monkeypatch, name, options, parts):
+    asked, called = [], []
 
-    def watched(net):
-        return Net(net.init, lambda *inputs: seen.append(network) or net.apply(*inputs))
+    def watched(net, positions, *, patch=1):
+        asked.append((positions, patch))
+        return Net(net.init, lambda *inputs: called.append(len(inputs)) or net.apply(*inputs))
 
-    monkeypatch.setattr(network_options, "convolutions_in_parts", watched)
-    examples = Examples((8, 8, 1))
-    config = METHODS[name].Config(network=network_options.NetworkOptions(network, width=16, depth=1))
-    method = METHODS[name].build(config, adamw(1e-3, 4), examples)
+    monkeypatch.setattr(network_options, "in_parts", watched)
+    config = METHODS[name].Config(network=network_options.NetworkOptions(**options, width=16, depth=1))
+    method = METHODS[name].build(config, adamw(1e-3, 4), Examples((8, 8, 1)))
     batch = Batch(jnp.zeros((4, 8, 8, 1)))
     state = jax.eval_shape(method.init, jax.random.key(0), batch)
     jax.eval_shape(method.step, state, batch)
-    assert not seen
+    assert not called
     jax.eval_shape(lambda params: method.sample(params, jax.random.key(0), 4, steps=2), state.ema)
-    assert ("unet" in seen) == (network == "unet")
+    assert called
+    assert asked == parts
+
+
+def test_points_are_sampled_all_at_once():
+    net = recorded([])
+    assert network_options.sampling_net(network_options.NetworkOptions("mlp"), net) is net
