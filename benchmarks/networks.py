@@ -71,9 +71,13 @@ def inputs(name: str, batch: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def initialised(name: str) -> Any:
-    """Parameters; what starts at 0 is N(0, 0.02^2) instead, so that the network is no constant."""
+    """Parameters that make the network no constant."""
     x, t = inputs(name, 1)
-    params = NETWORKS[name].net.init(jax.random.key(0), jnp.asarray(x), jnp.asarray(t))
+    return not_constant(NETWORKS[name].net.init(jax.random.key(0), jnp.asarray(x), jnp.asarray(t)))
+
+
+def not_constant(params: Any) -> Any:
+    """What starts at 0 is N(0, 0.02^2) instead, so that the network is no constant."""
     rng = np.random.default_rng(1)
     return jax.tree.map(
         lambda leaf: leaf if np.any(leaf) else jnp.asarray(0.02 * rng.standard_normal(leaf.shape), leaf.dtype), params

@@ -38,12 +38,12 @@ MANY_POINTS = 1024
 """Of a call, from which on a perceptron is sampled without that library."""
 
 CACHED_PIXELS = 2**13
-"""Of a core's part of a batch in sampling, whose features in a U-Net a cache of 2 MiB holds: with eight times as many an image
-takes 1.05 to 1.14 of the time."""
+"""Of a core's part of a batch in sampling, whose features in a U-Net a cache of 2 MiB holds: larger batches take 1.03 to 1.19 of the
+time an image if called whole (`python -m benchmarks.parts`)."""
 
 CACHED_TOKENS = 2**9
-"""Of a core's part of a batch in sampling, whose features in a transformer such a cache holds, and enough for the products: with
-eight times as many and more an image takes 1.04 to 1.45 of the time."""
+"""Of a core's part of a batch in sampling, whose features in a transformer such a cache holds, and enough for its products: larger
+batches take 1.04 to 1.33 of the time an image."""
 
 
 def convolution_options() -> CompilerOptions:
