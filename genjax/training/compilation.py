@@ -38,8 +38,8 @@ MANY_POINTS = 1024
 """Of a call, from which on a perceptron is sampled without that library."""
 
 CACHED_PIXELS = 2**13
-"""Of a core's part of a batch in sampling, whose features in a U-Net a cache of 2 MiB holds: larger batches take 1.03 to 1.19 of the
-time an image if called whole (`python -m benchmarks.parts`)."""
+"""Of a core's part of a batch in sampling, whose features in a U-Net a cache of 2 MiB holds: larger batches take 1.03 to 1.19 of
+the time an image if called whole (`python -m benchmarks.parts`)."""
 
 CACHED_TOKENS = 2**9
 """Of a core's part of a batch in sampling, whose features in a transformer such a cache holds, and enough for its products: larger
