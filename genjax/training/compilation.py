@@ -75,8 +75,9 @@ def convolution_sampling_options(num: int) -> CompilerOptions:
 def in_parts(net: Net, positions: int, *, patch: int = 1) -> Net:
     """`net`, for images `[B, H, W, C]` in sampling, which on CPU takes parts of a large batch in turn, as many as a cache holds.
 
-    Of a batch that devices share, as `sharding.over_devices` splits it, each takes a part of its own part. Not for training: the
-    weight gradient of a convolution is slow in a loop.
+    Of a batch that devices share, as `sharding.over_devices` splits it, each takes a part of its own part. Parts are equal; a batch
+    that has none of half to all of that size, as a prime number of images, is taken whole. Not for training: the weight gradient
+    of a convolution is slow in a loop.
 
     Args:
         net: of any inputs whose leading axis is B.
@@ -85,7 +86,7 @@ def in_parts(net: Net, positions: int, *, patch: int = 1) -> Net:
     """
 
     def apply(params: Params, x: Array, *of_images: Array) -> Array:
-        of_an_image = math.prod(x.shape[1:3]) // patch**2
+        of_an_image = max(math.prod(x.shape[1:3]) // patch**2, 1)
         parts, devices = _parts_and_devices(len(x), max(positions // of_an_image, 1))
         if parts == 1:
             return net.apply(params, x, *of_images)
