@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from genjax.methods import network_options
+from genjax.methods.network_options import NetworkOptions
 from genjax.networks.dit import dit
 from genjax.networks.layers import selu
 from genjax.networks.mlp import mlp
@@ -57,10 +59,9 @@ def sampling_options(name: str, batch: int) -> CompilerOptions:
 
 def sampling_net(name: str) -> Net:
     """As the methods call it in sampling."""
-    net = NETWORKS[name].net
-    if name == "dit":
-        return compilation.in_parts(net, compilation.CACHED_TOKENS, patch=4)
-    return compilation.in_parts(net, compilation.CACHED_PIXELS) if NETWORKS[name].convolutional else net
+    timed, kind = NETWORKS[name], name.partition("-")[0]
+    options = network_options.resolve(NetworkOptions(kind), timed.event_shape)
+    return network_options.sampling_net(options, timed.net)
 
 
 def inputs(name: str, batch: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,5 @@
-"""Compiler options change the time and nothing else, and are left out where they were not measured or are not known."""
+"""Compiler options and parts of a batch change the time and nothing else; options are left out where they were not measured or are
+not known."""
 
 import os
 import subprocess
