@@ -19,7 +19,7 @@ from benchmarks import kept, report, timing
 from benchmarks.sampling import bare_loop, text
 
 CASES = (("mlp", 64), ("mlp", 1024), ("mlp", 4096), ("dit", 16), ("unet", 1), ("unet", 16), ("unet", 64))
-QUICK_CASES = (("mlp", 64), ("unet", 16))
+QUICK_CASES = (("mlp", 64), ("unet", 1))
 CALLS, LOOP_TOLERANCE, GRADIENT_TOLERANCE = 5, 1e-4, 1e-5
 OPTIONS = ("without YNN", "wide vectors", "both")
 

@@ -24,7 +24,7 @@ class Options:
     """Exponents of time."""
 
     quick: bool = False
-    """fewer rounds: two minutes"""
+    """fewer rounds, sweeps and devices: two minutes"""
 
 
 class Sweep(NamedTuple):
@@ -126,7 +126,7 @@ def exponent(values: tuple[int, ...], seconds: np.ndarray) -> timing.Timing:
     return timing.summary(slopes)
 
 
-def measure(rounds: int, sweeps: tuple[Sweep, ...]) -> dict[str, Any]:
+def measure(rounds: int, sweeps: tuple[Sweep, ...], devices: tuple[int, ...]) -> dict[str, Any]:
     """Every sweep, and the devices."""
     from benchmarks import networks
 
@@ -148,12 +148,12 @@ def measure(rounds: int, sweeps: tuple[Sweep, ...]) -> dict[str, Any]:
             print(found["sweeps"][-1], flush=True)
         builds = {
             str(count): ("benchmarks.scaling:on_devices", dict(devices=count, parameters=files["unet"]))
-            for count in DEVICES
+            for count in devices
         }
         with timing.workers(**builds) as made:
             calls = [(worker, "sample") for worker in made.values() if worker is not None]
             one, *more = timing.alternate_workers(calls, rounds=rounds)
-            ratios = zip(DEVICES[1:], more, strict=True)
+            ratios = zip(devices[1:], more, strict=True)
             found["devices"] = {str(count): timing.ratio(seconds, one) for count, seconds in ratios}
     return found
 
@@ -201,7 +201,7 @@ def main() -> None:
     """Measure, and write the table."""
     options = tyro.cli(Options, description=__doc__)
     sweeps = tuple(sweep for sweep in SWEEPS if not options.quick or sweep.network in ("mlp", "none"))
-    found = measure(3 if options.quick else 7, sweeps)
+    found = measure(2, sweeps, DEVICES[:2]) if options.quick else measure(7, sweeps, DEVICES)
     print(found["devices"], flush=True)
     if not options.quick:
         kept.write("scaling", found)
